@@ -1,0 +1,371 @@
+"""The `glassbox` command: every verb is a few lines that call the library.
+
+Heavy libraries are imported by the verb that needs them, so that `glassbox --help` answers at once. Errors that a
+person can act on (`ValueError`, `OSError`, `ImportError`) leave as one line on stderr and exit code 1; `-v` shows
+where they came from.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ui import serving
+
+app = typer.Typer(
+    name="glassbox",
+    help="Learn the features a language model thinks in, browse them, and steer with them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a packaged one.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Replace values of the config, as in saes.0.k=64.", show_default=False
+    ),
+]
+ModelOption = Annotated[str | None, typer.Option("--model", metavar="M", help="Local folder or hub name of the model.")]
+DataOption = Annotated[
+    str | None, typer.Option("--data", metavar="D", help="Local file or folder, hub data set, or 'embedded'.")
+]
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks; works after a verb too.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as version_of
+
+        typer.echo(f"glassbox {version_of('glassbox-sae')}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write the run to.")] = Path("runs/demo"),
+    no_browse: Annotated[bool, typer.Option("--no-browse", help="Stop after the report.")] = False,
+    port: Annotated[
+        int | None, typer.Option("--port", help="Port of the browser (default: 7860 or next free).")
+    ] = None,
+) -> None:
+    """Run the whole road on the embedded model and text, then browse its features. No network is used.
+
+    Harvests activations, trains a sparse autoencoder, evaluates it on held-out documents, indexes and explains its
+    features, and writes [bold]report.html[/bold].
+
+    [dim]glassbox demo --out runs/first[/dim]
+
+    [dim]glassbox demo --no-browse saes.0.k=16[/dim]
+    """
+    import configs
+    from features import run
+    from ui.render import report, tables
+
+    if not no_browse:
+        serving.claim_port(port)
+    config = configs.load(run.RunConfig, "demo", [*(overrides or []), f"out={out}"])
+    result = run.run_demo(config)
+    page = report.write_demo_report(result, Path(config.out) / "report.html")
+    tables.show(tables.metrics_table(result), tables.timings_table(result), *tables.feature_notes(result))
+    typer.echo(f"Report: {page}")
+    if no_browse:
+        typer.echo(f"Browse: glassbox browse {result.dictionary}")
+        return
+    serving.browse([Path(result.dictionary)], port=port, open_page=True)
+
+
+@app.command()
+def pretrain(config: ConfigArgument, overrides: Overrides = None) -> None:
+    """Train a small language model from scratch: the recipe of the embedded one.
+
+    [dim]glassbox pretrain embedded_lm out=runs/lm total_tokens=1000000[/dim]
+    """
+    import configs
+    from activations import pretraining
+    from ui.render import tables
+
+    tables.show(
+        tables.facts_table(
+            "Language model", pretraining.pretrain(configs.load(pretraining.PretrainConfig, config, overrides or []))
+        )
+    )
+
+
+@app.command()
+def harvest(config: ConfigArgument, overrides: Overrides = None) -> None:
+    """Write the activations that the config's SAEs need into an activation store.
+
+    A killed harvest goes on from its last complete shard when the same command is given again.
+
+    [dim]glassbox harvest demo out=runs/a data.total_tokens=500000[/dim]
+    """
+    import configs
+    from features import run
+
+    store = run.run_harvest(configs.load(run.RunConfig, config, overrides or []))
+    typer.echo(f"Store: {store.path} ({store.n_rows:,} rows)")
+
+
+@app.command()
+def train(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run exactly where it stopped.")] = False,
+) -> None:
+    """Train every SAE of the config, from the run's store or straight from the model.
+
+    [dim]glassbox train demo out=runs/a saes.0.k=64[/dim]
+
+    [dim]glassbox train demo out=runs/a saes.0.k=64 --resume[/dim]
+    """
+    import configs
+    from features import run
+
+    for result in run.run_train(configs.load(run.RunConfig, config, overrides or []), resume=resume):
+        typer.echo(f"SAE: {result.path}")
+
+
+@app.command()
+def evaluate(
+    sae_dirs: Annotated[list[Path], typer.Argument(metavar="SAE_DIR...", help="Folders of trained SAEs.")],
+    model: ModelOption = None,
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for the HTML page.")] = None,
+) -> None:
+    """Measure SAEs on held-out text: reconstruction, sparsity, and what the language model loses.
+
+    Model and data default to those recorded in each SAE. Writes [bold]metrics.json[/bold] and
+    [bold]evaluation.html[/bold].
+
+    [dim]glassbox evaluate runs/a/sae/resid_post.2/topk[/dim]
+    """
+    from features import run
+    from ui.render import report, tables
+
+    results = {str(folder): run.run_evaluate(folder, model=model, data=data) for folder in sae_dirs}
+    tables.show(tables.evaluation_table(results))
+    typer.echo(f"Page: {report.write_evaluation_report(results, (out or sae_dirs[0]) / 'evaluation.html')}")
+
+
+@app.command()
+def index(
+    source: Annotated[str, typer.Argument(metavar="CONFIG|SAE_DIR", help="A config, or the folder of one SAE.")],
+    overrides: Overrides = None,
+    model: ModelOption = None,
+    data: DataOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the dictionary (SAE_DIR only).")
+    ] = None,
+) -> None:
+    """Build the feature dictionary: where each feature fires, how strongly, and what it promotes.
+
+    [dim]glassbox index demo out=runs/a[/dim]
+
+    [dim]glassbox index runs/a/sae/resid_post.2/topk --model embedded --data embedded[/dim]
+    """
+    import configs
+    from features import run
+
+    if Path(source).is_dir():
+        built = [run.index_sae(Path(source), model=model, data=data, out=out, overrides=overrides or [])]
+    elif model or data or out:
+        raise ValueError(
+            f"`{source}` is a config and --model, --data or --out were given, expected them with an SAE folder only: "
+            "use overrides such as model.name=… data.source=… out=…"
+        )
+    else:
+        built = run.run_index(configs.load(run.RunConfig, source, overrides or []))
+    for dictionary in built:
+        typer.echo(f"Dictionary: {dictionary.path} ({dictionary.n_features:,} features)")
+
+
+@app.command()
+def explain(
+    dictionary: Annotated[Path, typer.Argument(metavar="DICT", help="Folder of a dictionary.")],
+    overrides: Overrides = None,
+) -> None:
+    """Explain every live feature from the statistics of its tokens, and score the explanations.
+
+    [dim]glassbox explain runs/demo/dictionary/topk[/dim]
+    """
+    from features import run
+
+    typer.echo(f"Explained {run.run_explain(dictionary, overrides or []):,} features of {dictionary}")
+
+
+@app.command()
+def browse(
+    dictionaries: Annotated[list[Path], typer.Argument(metavar="DICT...", help="Folders of dictionaries.")],
+    model: Annotated[str | None, typer.Option("--model", metavar="M", help="Use this copy of the model.")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="Port (default: 7860 or the next free one).")] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = serving.LOOPBACK,
+    password: Annotated[
+        str | None,
+        typer.Option("--password", envvar="GLASSBOX_PASSWORD", help="Needed where --host is not this machine alone."),
+    ] = None,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Do not open a page in the web browser.")] = False,
+) -> None:
+    """Browse features, see what is active on a text, and steer, in the web browser.
+
+    Listens on 127.0.0.1 alone and sends nothing out.
+
+    [dim]glassbox browse runs/demo/dictionary/topk[/dim]
+    """
+    serving.browse(dictionaries, model=model, host=host, port=port, password=password, open_page=not no_open)
+
+
+@app.command()
+def steer(
+    dictionary: Annotated[Path, typer.Argument(metavar="DICT", help="Folder of a dictionary.")],
+    prompt: Annotated[str, typer.Option("--prompt", metavar="T", help="Text to continue.")],
+    feature: Annotated[
+        list[str],
+        typer.Option(
+            "--feature", metavar="ID=STRENGTH", help="Strength in units of the feature's maximum; repeatable."
+        ),
+    ],
+    mode: Annotated[str, typer.Option("--mode", help="add, clamp or ablate.")] = "add",
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Tokens to write.")] = 60,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 writes the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling.")] = 0,
+    model: Annotated[str | None, typer.Option("--model", metavar="M", help="Use this copy of the model.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write with features held up or down, beside the same model left alone.
+
+    [dim]glassbox steer runs/demo/dictionary/topk --prompt "def read(" --feature 123=4[/dim]
+
+    [dim]glassbox steer DICT --prompt "import" --feature 7=0 --mode ablate --temperature 0.8 --seed 1[/dim]
+    """
+    from features import Dictionary, Steering
+    from ui.render import tables
+
+    strengths = dict(_feature_strength(text) for text in feature)
+    sampling = {"do_sample": temperature > 0, "temperature": temperature or 1.0, "seed": seed}
+    with Dictionary.open(dictionary, model=model) as opened:
+        result = Steering(opened, strengths, mode=mode).compare(prompt, max_new_tokens=max_new_tokens, **sampling)
+    if as_json:
+        tables.print_json(result.to_json())
+    else:
+        tables.show(tables.steering_table(prompt, result))
+
+
+def _feature_strength(text: str) -> tuple[int, float]:
+    number, equals, strength = text.partition("=")
+    try:
+        if not equals:
+            raise ValueError
+        return int(number), float(strength)
+    except ValueError:
+        raise ValueError(f"--feature got `{text}`, expected ID=STRENGTH: write for example --feature 123=2.5") from None
+
+
+@app.command()
+def sql(
+    dictionary: Annotated[Path, typer.Argument(metavar="DICT", help="Folder of a dictionary.")],
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="One SELECT statement.")],
+    format: Annotated[str, typer.Option("--format", help="table, csv, json, parquet or arrow.")] = "table",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write there instead of the screen.")
+    ] = None,
+) -> None:
+    """Ask the dictionary in SQL. Read-only: nothing can be changed, and no other file can be read.
+
+    Tables: features, examples, events, documents, tokens, logits, neighbours, histograms, explanations, scores, labels.
+
+    [dim]glassbox sql DICT "select feature, density from features order by density desc limit 5"[/dim]
+
+    [dim]glassbox sql DICT "select * from examples where feature = 7" --format csv --out examples.csv[/dim]
+    """
+    from features import Dictionary
+    from ui.render import tables
+
+    tables.check_format(format, out)
+    with Dictionary.open(dictionary) as opened:
+        tables.write_table(opened.sql(query), format, out)
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Tell what this machine has, and what will be fast or impossible on it.
+
+    [dim]glassbox doctor[/dim]
+    """
+    from ui import diagnosis
+    from ui.render import tables
+
+    found = diagnosis.diagnose()
+    if as_json:
+        tables.print_json(found.to_json())
+    else:
+        tables.show(*tables.diagnosis_tables(found))
+    if found.shadowed:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Runs the command line; the entry point of `glassbox`."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command line and returns its exit code."""
+    verbose = any(argument in ("-v", "--verbose") for argument in arguments)
+    arguments = [argument for argument in arguments if argument not in ("-v", "--verbose")]
+    try:
+        if "doctor" not in arguments:  # which tells more about a shadowed package than an error could
+            _check_imports()
+        code = app(args=arguments, prog_name="glassbox", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return _complain("interrupted", 130)
+    except typer.Exit as stop:
+        return stop.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        if _is_usage(error):
+            return 0 if type(error).__name__ == "NoArgsIsHelpError" else _complain(_usage(error), 2)
+        if verbose:
+            raise
+        if isinstance(error, (ValueError, OSError, ImportError)):
+            return _complain(str(error) or type(error).__name__, 1)
+        return _complain(f"{type(error).__name__}: {error}: this is a defect of Glassbox, -v shows where", 1)
+
+
+def _is_usage(error: Any) -> bool:
+    """Tells a wrong command line; newer typers carry a click of their own, so the class has no one name."""
+    return hasattr(error, "format_message") and hasattr(error, "exit_code")
+
+
+def _usage(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    where = context.command_path if context is not None else "glassbox"
+    return f"{error.format_message().strip().rstrip('.')}: see `{where} --help`"
+
+
+def _check_imports() -> None:
+    import runpy
+
+    runpy.run_path(str(Path(__file__).resolve().parents[1] / "configs" / "import_guard.py"))
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    return code
+
+
+if __name__ == "__main__":
+    main()
