@@ -1,0 +1,158 @@
+"""The hand-written sparse training step of a TopK SAE, and the plain-torch reference it is tested against.
+
+With x a batch of (scaled) rows, v, i the k largest of ReLU((x − b_dec) W_encᵀ + b_enc) and x̂ = b_dec + Σ v W_dec[i]:
+
+    L = Σ‖x̂ − x‖² / Σ‖x − x̄‖²  +  α · Σ‖ê − e‖² / Σ‖e − ē‖²
+
+where e = x − x̂ is held constant and ê decodes the `auxk_latents` strongest *dead* latents of each row (Gao et al. 2024,
+arXiv 2406.04093, section A.2). Beyond the encoder product everything is k-sparse: with g = ∂L/∂x̂,
+
+    ∂v = ⟨W_dec[i], g⟩ · [v > 0]      ∂W_dec = Σ v ⊗ g       ∂W_enc = Σ ∂v ⊗ (x − b_dec)
+    ∂b_enc = Σ ∂v                     ∂b_dec = Σ g − ∂b_enc W_enc
+
+(the last term is the input's share of `b_dec`, folded over the batch before it meets W_enc).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sae import sparse
+
+
+class Parameters(NamedTuple):
+    """Weights of an SAE, or their gradients; row i of either matrix is latent i."""
+
+    W_enc: Float[Tensor, "d_sae d_in"]
+    W_dec: Float[Tensor, "d_sae d_in"]
+    b_enc: Float[Tensor, " d_sae"]
+    b_dec: Float[Tensor, " d_in"]
+
+
+class StepResult(NamedTuple):
+    """What one forward and backward pass gives; scalars stay on the device."""
+
+    gradients: Parameters
+    loss: Float[Tensor, ""]
+    squared_error: Float[Tensor, ""]
+    """Σ‖x − x̂‖² over the batch, in the units of the rows given."""
+    variance: Float[Tensor, ""]
+    """Σ‖x − x̄‖² over the batch."""
+    fired: Bool[Tensor, " d_sae"]
+    """Latents that were active in at least one row."""
+    l0: Float[Tensor, ""]
+    """Active latents a row, on average."""
+
+
+class Selection(NamedTuple):
+    """The k strongest latents of each row after ReLU; a row with fewer positive ones holds zeros."""
+
+    values: Float[Tensor, "n k"]
+    indices: Int[Tensor, "n k"]
+
+
+def select(pre: Float[Tensor, "n d_sae"], k: int) -> Selection:
+    """Returns the `k` largest pre-activations of every row, clipped at zero."""
+    values, indices = torch.topk(pre, k, dim=1, sorted=False)
+    return Selection(values.relu_(), indices)
+
+
+def _total_variance(x: Tensor) -> Tensor:
+    # a constant batch has no variance to explain; the floor keeps the loss finite there
+    return (x - x.mean(0)).pow(2).sum().clamp(min=torch.finfo(x.dtype).tiny)
+
+
+@torch.no_grad()
+def sparse_step(
+    parameters: Parameters,
+    x: Float[Tensor, "n d_in"],
+    k: int,
+    *,
+    dead: Bool[Tensor, " d_sae"] | None = None,
+    auxk_k: int = 0,
+    auxk_alpha: float = 0.0,
+) -> StepResult:
+    """Returns loss and gradients of one batch; `dead` marks the latents that the auxiliary loss revives."""
+    W_enc, W_dec, b_enc, b_dec = parameters
+    d_sae = len(W_enc)
+    centred = x - b_dec
+    values, indices = select(torch.addmm(b_enc, centred, W_enc.T), k)
+    error = x - (sparse.decode(values, indices, W_dec) + b_dec)
+    variance = _total_variance(x)
+    squared_error = error.pow(2).sum()
+    grad = error * (-2 / variance)
+    layout = sparse.LatentLayout(indices, d_sae)
+    dvalues = sparse.code_gradients(grad, indices, W_dec) * (values > 0)
+    db_enc = layout.reduce_values(dvalues)
+    gradients = Parameters(
+        W_enc=layout.reduce(dvalues, centred),
+        W_dec=layout.reduce(values, grad),
+        b_enc=db_enc,
+        b_dec=grad.sum(0) - db_enc @ W_enc,
+    )
+    loss = squared_error / variance
+    if dead is not None and auxk_alpha > 0:
+        rows = dead.nonzero().squeeze(1)
+        if len(rows):
+            loss = loss + _add_auxk(parameters, gradients, centred, error, rows, auxk_k, auxk_alpha)
+    positive = values > 0
+    fired = torch.zeros(d_sae, dtype=torch.bool, device=x.device)
+    fired[indices[positive]] = True
+    return StepResult(gradients, loss, squared_error, variance, fired, positive.sum().to(x.dtype) / len(x))
+
+
+def _add_auxk(
+    parameters: Parameters,
+    gradients: Parameters,
+    centred: Tensor,
+    error: Tensor,
+    rows: Tensor,
+    auxk_k: int,
+    alpha: float,
+) -> Tensor:
+    """Adds the auxiliary loss's gradients in place and returns its value; works on the dead latents alone."""
+    W_enc, W_dec = parameters.W_enc[rows], parameters.W_dec[rows]
+    values, indices = select(torch.addmm(parameters.b_enc[rows], centred, W_enc.T), min(auxk_k, len(rows)))
+    missing = error - sparse.decode(values, indices, W_dec)
+    variance = _total_variance(error)
+    grad = missing * (-2 * alpha / variance)
+    layout = sparse.LatentLayout(indices, len(rows))
+    dvalues = sparse.code_gradients(grad, indices, W_dec) * (values > 0)
+    db_enc = layout.reduce_values(dvalues)
+    gradients.W_enc.index_add_(0, rows, layout.reduce(dvalues, centred))
+    gradients.W_dec.index_add_(0, rows, layout.reduce(values, grad))
+    gradients.b_enc.index_add_(0, rows, db_enc)
+    gradients.b_dec.sub_(db_enc @ W_enc)
+    return alpha * missing.pow(2).sum() / variance
+
+
+def reference_loss(
+    parameters: Parameters,
+    x: Float[Tensor, "n d_in"],
+    k: int,
+    *,
+    dead: Bool[Tensor, " d_sae"] | None = None,
+    auxk_k: int = 0,
+    auxk_alpha: float = 0.0,
+) -> Float[Tensor, ""]:
+    """The same loss in dense, differentiable torch: every latent's column, `scatter` and two full products.
+
+    It is both what `sparse_step` is checked against and the dense step that the benchmark compares it with.
+    """
+    W_enc, W_dec, b_enc, b_dec = parameters
+    pre = torch.relu((x - b_dec) @ W_enc.T + b_enc)
+    top, indices = torch.topk(pre, k, dim=1, sorted=False)
+    dense = torch.zeros_like(pre).scatter(1, indices, top)
+    error = x - (dense @ W_dec + b_dec)
+    loss = error.pow(2).sum() / _total_variance(x)
+    if dead is not None and auxk_alpha > 0 and bool(dead.any()):
+        masked = torch.where(dead, pre, -torch.inf)
+        top, indices = torch.topk(masked, min(auxk_k, int(dead.sum())), dim=1, sorted=False)
+        revived = torch.zeros_like(pre).scatter(1, indices, top)
+        held = error.detach()
+        loss = loss + auxk_alpha * (held - revived @ W_dec).pow(2).sum() / _total_variance(held)
+    return loss
