@@ -1,0 +1,189 @@
+"""Opening language models: the embedded one, local folders, hub names.
+
+Enters: a `ModelConfig`. Leaves: a transformers model in eval mode and its tokenizer. Weights are safetensors only;
+a folder that exists is opened without touching the network; checkpoints that lack weights are refused, not filled up
+with random ones.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from activations.sites import architectures_of
+
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which language model, and how to hold it."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: str = EMBEDDED
+    """`embedded`, a folder with config, safetensors weights and tokenizer, or a hub name."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, …; `auto` takes a GPU where there is one."""
+    dtype: str = "auto"
+    """`float32`, `bfloat16`, `float16`; `auto` is that of the checkpoint."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+
+
+def pick_device(device: str) -> torch.device:
+    """Turns `auto` into a GPU where there is one; ValueError for a device this machine lacks."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device {device!r} is not usable here ({reason}), expected cpu or an existing GPU: set device=auto"
+        ) from error
+    return chosen
+
+
+def embedded_folder() -> Path:
+    """Returns the folder of the embedded model; FileNotFoundError where this installation has none."""
+    folder = Path(str(importlib.resources.files("activations"))) / "embedded"
+    if not (folder / "model.safetensors").exists():
+        raise FileNotFoundError(
+            "the embedded model is missing from this installation, expected activations/embedded/model.safetensors: "
+            "install the package again, run `glassbox pretrain embedded_lm`, or name another model"
+        )
+    return folder
+
+
+def open_model(config: ModelConfig) -> tuple[Any, Any]:
+    """Loads model and tokenizer; FileNotFoundError or ValueError says what is wrong with the source."""
+    folder = _local_folder(config.name)
+    device = pick_device(config.device)
+    dtype = _dtype(config.dtype)
+    with _quiet_library():
+        if folder is not None:
+            _check_weights(folder)
+            source, extra = str(folder), {"local_files_only": True}
+        else:
+            source, extra = config.name, {"revision": config.revision} if config.revision else {}
+        extra["trust_remote_code"] = config.trust_remote_code
+        return _load(config.name, source, extra, dtype, device)
+
+
+def _load(name: str, source: str, extra: dict[str, Any], dtype: Any, device: torch.device) -> tuple[Any, Any]:
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        settings = AutoConfig.from_pretrained(source, **extra)
+        kind = architectures_of(settings)[0].kind
+        model, report = _model_class(settings, kind).from_pretrained(
+            source, config=settings, dtype=dtype, use_safetensors=True, output_loading_info=True, **extra
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+    except SafetensorError as error:
+        raise ValueError(
+            f"the weights of {name!r} cannot be read ({error}), expected whole safetensors files: copy them again"
+        ) from error
+    except (OSError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise FileNotFoundError(
+            f"model {name!r} cannot be opened ({reason}), expected `embedded`, a model folder with safetensors weights "
+            "and tokenizer, or a reachable hub name: correct the name or give a local folder"
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"the weights of {name!r} lack {missing[0]} (and {len(missing) - 1} others), expected all of "
+            f"{type(model).__name__}'s: use a complete checkpoint"
+        )
+    return model.to(device).eval(), tokenizer
+
+
+def _model_class(settings: Any, kind: str) -> Any:
+    import transformers
+
+    named = (getattr(settings, "architectures", None) or [""])[0]
+    if named.endswith(("ForSequenceClassification", "ForTokenClassification")) and hasattr(transformers, named):
+        return getattr(transformers, named)
+    auto = {
+        "decoder": transformers.AutoModelForCausalLM,
+        "encoder": transformers.AutoModelForMaskedLM,
+        "encoder-decoder": transformers.AutoModelForSeq2SeqLM,
+    }
+    return auto[kind]
+
+
+def _local_folder(name: str) -> Path | None:
+    """Returns the folder that `name` means, or None for a hub name."""
+    if name == EMBEDDED:
+        return embedded_folder()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ValueError(f"model {name!r} is a file, expected the folder that holds config.json: give the folder")
+    looks_local = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or "\\" in name or not name
+    if looks_local:
+        raise FileNotFoundError(f"no model folder at {name!r}, expected one with config.json: correct the path")
+    return None
+
+
+def _check_weights(folder: Path) -> None:
+    """Refuses folders without safetensors, and files that are shorter than their header says."""
+    from safetensors import SafetensorError, safe_open
+
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"{folder} holds no config.json, expected a transformers model folder: correct the path")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        others = sorted(path.name for path in folder.glob("*.bin"))
+        found = f"only {others[0]}" if others else "no weights"
+        raise FileNotFoundError(
+            f"{folder} holds {found}, expected safetensors weights: save the model again with "
+            "save_pretrained(…, safe_serialization=True)"
+        )
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(
+                f"{file} is truncated or damaged ({error}), expected a whole safetensors file: copy it again"
+            ) from error
+
+
+def _dtype(name: str) -> torch.dtype | str:
+    if name == "auto":
+        return "auto"
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+    if name.removeprefix("torch.") not in known:
+        raise ValueError(f"dtype {name!r} is unknown, expected auto, {', '.join(known)}: choose one of these")
+    return known[name.removeprefix("torch.")]
+
+
+@contextmanager
+def _quiet_library() -> Iterator[None]:
+    """Silences the library's progress bars and notes while a model loads; what matters is checked and raised here."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
