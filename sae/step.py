@@ -63,7 +63,8 @@ def select(pre: Float[Tensor, "n d_sae"], k: int) -> Selection:
 
 def _total_variance(x: Tensor) -> Tensor:
     # a constant batch has no variance to explain; the floor keeps the loss finite there
-    return (x - x.mean(0)).pow(2).sum().clamp(min=torch.finfo(x.dtype).tiny)
+    limits = torch.finfo(x.dtype)
+    return torch.maximum((x - x.mean(0)).pow(2).sum(), limits.eps * x.pow(2).sum() + limits.tiny)
 
 
 @torch.no_grad()
