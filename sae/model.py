@@ -15,10 +15,7 @@ from torch import Tensor, nn
 
 from sae.codes import Codes
 from sae.config import SAEConfig
-from sae.step import select
-
-ENCODE_BYTES = 256 << 20
-
+from sae.step import select, strongest_latents
 
 class SAE(nn.Module):
     """A sparse autoencoder over activations of width `d_in` with `d_sae` latents.
@@ -55,6 +52,8 @@ class SAE(nn.Module):
     def encode(self, x: Float[Tensor, "n d_in"]) -> Codes:
         """Returns the codes of `n` rows: at most `k` latents each, padded with index −1 and value 0.
 
+        Differentiable unless gradients are switched off, which is also what keeps memory small.
+
         Raises:
             ValueError: `x` has another shape than [n, d_in].
         """
@@ -63,16 +62,11 @@ class SAE(nn.Module):
                 f"encode got rows of shape {tuple(x.shape)}, expected [n, {self.config.d_in}]: flatten batch and "
                 "sequence, and check that the site is the SAE's"
             )
-        x = x.to(self.W_enc.dtype)
-        chunk_rows = max(1, ENCODE_BYTES // (4 * self.config.d_sae))
-        parts = [
-            select(torch.addmm(self.b_enc, part - self.b_dec, self.W_enc.T), self.config.active)
-            for part in x.split(chunk_rows)
-        ]
-        if not parts:
-            empty = x.new_zeros(0, self.config.active)
-            return Codes(empty, empty.long(), self.config.d_sae)
-        values, indices = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        centred, k = x.to(self.W_enc.dtype) - self.b_dec, self.config.active
+        if torch.is_grad_enabled():
+            values, indices = select(torch.addmm(self.b_enc, centred, self.W_enc.T), k)
+        else:
+            values, indices = strongest_latents(centred, self.W_enc, self.b_enc, k)
         return Codes(values, torch.where(values > 0, indices, -1), self.config.d_sae)
 
     def decode(self, codes: Codes) -> Float[Tensor, "n d_in"]:

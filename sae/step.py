@@ -56,8 +56,34 @@ class Selection(NamedTuple):
 
 
 def select(pre: Float[Tensor, "n d_sae"], k: int) -> Selection:
-    """Returns the `k` largest pre-activations of every row, clipped at zero."""
+    """Returns the `k` largest pre-activations of every row, clipped at zero; differentiable."""
     values, indices = torch.topk(pre, k, dim=1, sorted=False)
+    return Selection(values.relu(), indices)
+
+
+CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
+
+
+@torch.no_grad()
+def strongest_latents(
+    centred: Float[Tensor, "n d_in"],
+    W_enc: Float[Tensor, "d_sae d_in"],
+    b_enc: Float[Tensor, " d_sae"],
+    k: int,
+) -> Selection:
+    """Returns `select(centred W_encᵀ + b_enc, k)` without ever holding all pre-activations.
+
+    Rows go through in chunks whose pre-activations stay in the CPU's cache between the product and the selection.
+    """
+    n, d_sae = len(centred), len(W_enc)
+    chunk_rows = max(64, CHUNK_BYTES[centred.device.type] // (d_sae * centred.element_size()))
+    pre = centred.new_empty(min(chunk_rows, n), d_sae)
+    values = centred.new_empty(n, k)
+    indices = torch.empty(n, k, dtype=torch.int64, device=centred.device)
+    for start in range(0, n, chunk_rows):
+        part = slice(start, min(start + chunk_rows, n))
+        chunk = torch.addmm(b_enc, centred[part], W_enc.T, out=pre[: part.stop - start])
+        torch.topk(chunk, k, dim=1, sorted=False, out=(values[part], indices[part]))
     return Selection(values.relu_(), indices)
 
 
@@ -81,7 +107,7 @@ def sparse_step(
     W_enc, W_dec, b_enc, b_dec = parameters
     d_sae = len(W_enc)
     centred = x - b_dec
-    values, indices = select(torch.addmm(b_enc, centred, W_enc.T), k)
+    values, indices = strongest_latents(centred, W_enc, b_enc, k)
     error = x - (sparse.decode(values, indices, W_dec) + b_dec)
     variance = _total_variance(x)
     squared_error = error.pow(2).sum()
@@ -117,7 +143,7 @@ def _add_auxk(
 ) -> Tensor:
     """Adds the auxiliary loss's gradients in place and returns its value; works on the dead latents alone."""
     W_enc, W_dec = parameters.W_enc[rows], parameters.W_dec[rows]
-    values, indices = select(torch.addmm(parameters.b_enc[rows], centred, W_enc.T), min(auxk_k, len(rows)))
+    values, indices = strongest_latents(centred, W_enc, parameters.b_enc[rows], min(auxk_k, len(rows)))
     missing = error - sparse.decode(values, indices, W_dec)
     variance = _total_variance(error)
     grad = missing * (-2 * alpha / variance)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from sae import sparse
-from sae.step import Parameters, reference_loss, select, sparse_step
+from sae import step as step_module
+from sae.step import Parameters, reference_loss, select, sparse_step, strongest_latents
 
 
 def parameters(d_in: int, d_sae: int, b_enc: float = 0.1, seed: int = 0) -> Parameters:
@@ -112,3 +113,13 @@ def test_select_keeps_the_largest_and_clips_at_zero() -> None:
     pre = torch.tensor([[3.0, -1.0, 2.0, -5.0]])
     values, indices = select(pre, 3)
     assert dict(zip(indices[0].tolist(), values[0].tolist(), strict=True)) == {0: 3.0, 2: 2.0, 1: 0.0}
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 200])
+def test_selection_in_chunks_equals_selection_at_once(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(step_module.CHUNK_BYTES, "cpu", 1)  # the smallest chunk: 64 rows
+    centred, W, b = torch.randn(n, 7), torch.randn(30, 7), torch.randn(30)
+    values, indices = strongest_latents(centred, W, b, 5)
+    expected = select(centred @ W.T + b, 5)
+    dense, wanted = (torch.zeros(n, 30).scatter(1, i, v) for v, i in ((values, indices), expected))
+    torch.testing.assert_close(dense, wanted)
