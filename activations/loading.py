@@ -145,7 +145,9 @@ def _check_weights(folder: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"{folder} holds no config.json, expected a transformers model folder: correct the path")
+        raise FileNotFoundError(
+            f"{folder} holds no config.json, expected a transformers model folder: correct the path"
+        )
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         others = sorted(path.name for path in folder.glob("*.bin"))

@@ -321,9 +321,7 @@ class LanguageModel:
         with self.lock:
             return self.taps.capture(bindings, lambda: self.model(**inputs))
 
-    def activations(
-        self, texts: str | Sequence[str] | Int[Tensor, "batch seq"], sites: Sequence[str]
-    ) -> Activations:
+    def activations(self, texts: str | Sequence[str] | Int[Tensor, "batch seq"], sites: Sequence[str]) -> Activations:
         """Returns the activations of texts (or of tokens without padding) at `sites`."""
         if isinstance(texts, Tensor):
             batch = TokenBatch(texts, torch.ones_like(texts, dtype=torch.bool))
@@ -385,9 +383,7 @@ class LanguageModel:
     ) -> str:
         """Returns the continuation of `prompt` (without it): greedy unless `do_sample`."""
         return "".join(
-            self.stream(
-                prompt, max_new_tokens, do_sample, temperature, top_p, seed, stop, use_cache, interventions
-            )
+            self.stream(prompt, max_new_tokens, do_sample, temperature, top_p, seed, stop, use_cache, interventions)
         )
 
     # The way out
@@ -401,7 +397,9 @@ class LanguageModel:
             )
         weight = head.weight.detach().float()
         if weight.shape[1] != self.d_model:
-            raise ValueError(f"{self.name} projects the stream from {self.d_model} to {weight.shape[1]} before its head")
+            raise ValueError(
+                f"{self.name} projects the stream from {self.d_model} to {weight.shape[1]} before its head"
+            )
         return weight
 
     def logit_directions(self) -> Float[Tensor, "vocab d_model"]:

@@ -169,9 +169,7 @@ _T5_DECODER = replace(
 
 ARCHITECTURES: dict[str, tuple[Architecture, ...]] = {
     "gpt2": (_GPT2,),
-    "gpt_neo": (
-        replace(_GPT2, attn="attn.attention.out_proj", heads="attn.attention.out_proj", neurons="mlp.c_proj"),
-    ),
+    "gpt_neo": (replace(_GPT2, attn="attn.attention.out_proj", heads="attn.attention.out_proj", neurons="mlp.c_proj"),),
     "gptj": (
         replace(
             _GPT2,
@@ -348,7 +346,9 @@ class SiteMap:
             near = difflib.get_close_matches(name, [*self.bindings, *modules], n=1, cutoff=0.5)
         else:
             near = difflib.get_close_matches(name, self.bindings, n=1, cutoff=0.3)
-        counts = ", ".join(f"{stack.architecture.stack or 'layers'} 0 to {len(stack.layers) - 1}" for stack in self.stacks)
+        counts = ", ".join(
+            f"{stack.architecture.stack or 'layers'} 0 to {len(stack.layers) - 1}" for stack in self.stacks
+        )
         hint = f" (nearest: {near[0]!r})" if near else ""
         raise ValueError(
             f"unknown site {name!r}{hint}, expected embed, {', '.join(f'{kind}.L' for kind in LAYER_KINDS)} "

@@ -71,7 +71,7 @@ def _read_everything(lm: LanguageModel, tokens: Tensor) -> tuple[dict[str, Tenso
 
 def _result(output: object) -> Tensor:
     value = getattr(output, "logits", None)
-    return value if value is not None else getattr(output, "last_hidden_state")
+    return value if value is not None else output.last_hidden_state
 
 
 def _check_shapes(lm: LanguageModel, stack: Stack, values: dict[str, Tensor]) -> None:
