@@ -1,0 +1,583 @@
+"""The dictionary as people use it: features, their examples in context, search, and what is active on a text.
+
+Enters: a dictionary folder (`features.store`), and the language model when a question needs it. Leaves: records.
+Only `active_on` and steering load the model; everything else reads the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features import labels, search
+from features.labels import Explanation
+from features.search import SearchHit
+from features.store import Store
+
+if TYPE_CHECKING:
+    from activations import LanguageModel
+    from sae import SAE
+
+CONTEXT_BEFORE = 24
+CONTEXT_AFTER = 12
+CACHED_FEATURES = 256
+
+ORDERS = {
+    "density": "density desc",
+    "rare": "density asc",
+    "max_activation": "max_activation desc",
+    "mean_activation": "mean_activation desc",
+    "feature": "feature asc",
+    "score": "score desc nulls last",
+    "random": "hash(feature)",
+}
+
+
+class LogitToken(NamedTuple):
+    """A token that a feature promotes or suppresses."""
+
+    token: str
+    token_id: int
+    logit: float
+
+
+class Neighbour(NamedTuple):
+    """A feature whose decoder direction is close."""
+
+    feature: int
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Events per bin of activation; `edges` has one entry more than `counts`."""
+
+    edges: list[float]
+    counts: list[int]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A piece of text around one activation of a feature."""
+
+    feature: int
+    document: int
+    document_name: str
+    position: int
+    """Position in the document of the token that the example is about."""
+    activation: float
+    stratum: int
+    """0: among the strongest; 1, 2, …: from a sample of weaker ones."""
+    rank: int
+    tokens: list[str]
+    activations: list[float]
+    """The feature's activation at each of the tokens, 0 where it is silent."""
+    center: int
+    """Index in `tokens` of the token that the example is about."""
+
+    @property
+    def text(self) -> str:
+        return "".join(self.tokens)
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A latent of the SAE with everything the index knows about it."""
+
+    id: int
+    density: float
+    mean_activation: float
+    std_activation: float
+    max_activation: float
+    count: int
+    documents: int
+    is_dead: bool
+    decoder_norm: float
+    histogram: Histogram
+    examples: list[Example]
+    top_logits: list[LogitToken]
+    bottom_logits: list[LogitToken]
+    neighbours: list[Neighbour]
+    explanations: list[Explanation]
+    tokens: list[tuple[str, float, int]] = field(default_factory=list)
+    """Tokens with most of the feature's activation: text, share of its summed activation, times active there."""
+
+    @property
+    def explanation(self) -> str:
+        """The text to show: the newest label, else the best explanation, else the plain fact."""
+        if self.explanations:
+            return self.explanations[0].text
+        return "dead: never active in the indexed text" if self.is_dead else ""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The examples as plain records."""
+        return [asdict(example) for example in self.examples]
+
+    def to_json(self) -> str:
+        """Everything about the feature as JSON."""
+        content = asdict(self)
+        for key, names in (("top_logits", LogitToken), ("bottom_logits", LogitToken), ("neighbours", Neighbour)):
+            content[key] = [dict(zip(names._fields, entry, strict=True)) for entry in content[key]]
+        return json.dumps(content | {"explanation": self.explanation}, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class FeatureList:
+    """A page of the feature listing."""
+
+    total: int
+    """Features that meet the condition, on all pages."""
+    features: list[dict[str, Any]]
+    """feature, density, mean_activation, max_activation, count, is_dead, explanation, score."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        return self.features
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class ActiveFeature:
+    """A feature that is active on a text."""
+
+    feature: int
+    total: float
+    """Sum of its activations, each as a share of the feature's maximum."""
+    max_activation: float
+    """Largest activation on the text."""
+    token: int
+    """Index of the token where it is largest."""
+    explanation: str
+
+
+@dataclass(frozen=True)
+class ActiveFeatures:
+    """What is active on a text: per token and ranked over the whole."""
+
+    text: str
+    tokens: list[str]
+    per_token: list[list[tuple[int, float]]]
+    """For each token: (feature, activation), strongest first."""
+    ranked: list[ActiveFeature]
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [asdict(entry) for entry in self.ranked]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    def activations(self, feature: int) -> list[float]:
+        """One feature's activation at each token."""
+        return [dict(entries).get(feature, 0.0) for entries in self.per_token]
+
+
+class Dictionary:
+    """All features of one SAE, indexed over one corpus. Open one with `Dictionary.open(folder)`."""
+
+    def __init__(self, store: Store, model: str | Path | LanguageModel | None = None) -> None:
+        self.store = store
+        self.path = store.folder
+        self.info: dict[str, Any] = store.info
+        self.name = str(self.info["name"])
+        self.n_features = int(self.info["n_features"])
+        self.site = str(self.info["site"])
+        self._model = model
+        self._lm: LanguageModel | None = None
+        self._sae: SAE | None = None
+        self._lock = threading.RLock()
+        self._text = _Text(store)
+        self._maxima: np.ndarray | None = None
+
+    @classmethod
+    def open(cls, path: str | Path, model: str | Path | LanguageModel | None = None) -> Dictionary:
+        """Opens a dictionary folder; `model` supplies the language model from elsewhere than recorded.
+
+        Raises:
+            FileNotFoundError: no complete dictionary in the folder, or a file of it is missing.
+            ValueError: a file that was cut short, another format, or a model with other weights.
+        """
+        dictionary = cls(Store(Path(path)), model)
+        if model is not None and not isinstance(model, str | Path):
+            dictionary.lm  # noqa: B018  (a model that is at hand is checked at once)
+        return dictionary
+
+    def verify(self, deep: bool = True) -> None:
+        """Checks the files against their recorded sizes and, when `deep`, their hashes."""
+        self.store.verify(deep)
+
+    def close(self) -> None:
+        """Lets go of the files."""
+        self.store.close()
+
+    @property
+    def sae(self) -> SAE:
+        """The SAE, loaded at first use."""
+        with self._lock:
+            if self._sae is None:
+                from sae import SAE
+
+                self._sae = SAE.load(str(self.store.build / "sae"))
+            return self._sae
+
+    @property
+    def lm(self) -> LanguageModel:
+        """The language model, loaded at first use.
+
+        Raises:
+            ValueError: its weights are not those that the dictionary was built with.
+        """
+        with self._lock:
+            if self._lm is None:
+                from activations import LanguageModel
+
+                recorded = self.info["model"]
+                model = self._model if self._model is not None else recorded["name"]
+                if isinstance(model, str | Path):
+                    lm = LanguageModel.load(str(model), revision=recorded["revision"] if self._model is None else None)
+                else:
+                    lm = model
+                if lm.weight_hash() != recorded["weight_hash"]:
+                    raise ValueError(
+                        f"model {lm.name} has weight hash {lm.weight_hash()[:12]}, dictionary {self.name} was built "
+                        f"with {recorded['weight_hash'][:12]} ({recorded['name']}): open it with that model"
+                    )
+                self._lm = lm
+                self.sae.to(lm.device)
+            return self._lm
+
+    @property
+    def max_activations(self) -> np.ndarray:
+        """float32 [n_features]: each feature's largest activation, 0 for dead ones."""
+        if self._maxima is None:
+            self._maxima = self.store.query("select max_activation from features order by feature")[0].to_numpy()
+        return self._maxima
+
+    def check_feature(self, feature: int) -> int:
+        """Returns the id as an int; refuses ids that the dictionary does not have."""
+        if isinstance(feature, bool) or int(feature) != feature or not 0 <= feature < self.n_features:
+            raise ValueError(
+                f"feature {feature} does not exist, expected 0 to {self.n_features - 1} in dictionary {self.name}: "
+                "choose one of these"
+            )
+        return int(feature)
+
+    def feature(self, feature: int, before: int = CONTEXT_BEFORE, after: int = CONTEXT_AFTER) -> Feature:
+        """Everything about one feature; examples show `before` and `after` tokens around their strongest one."""
+        feature = self.check_feature(feature)
+        facts = self.store.query("select * from features where feature = ?", [feature]).to_pylist()[0]
+        bins = self.store.query("select low, high, count from histograms where feature = ? order by bin", [feature])
+        sides = self.store.query(
+            "select side, token, token_id, logit from logits where feature = ? order by side, rank", [feature]
+        ).to_pylist()
+        close = self.store.query("select neighbour, cosine from neighbours where feature = ? order by rank", [feature])
+        tokens = self.store.query(
+            """select token, mass, feature_tokens.count from feature_tokens join vocabulary using (token_id)
+            where feature = ? order by mass desc limit 20""",
+            [feature],
+        )
+        return Feature(
+            id=feature,
+            density=facts["density"],
+            mean_activation=facts["mean_activation"],
+            std_activation=facts["std_activation"],
+            max_activation=facts["max_activation"],
+            count=facts["count"],
+            documents=facts["documents"],
+            is_dead=facts["is_dead"],
+            decoder_norm=facts["decoder_norm"],
+            histogram=_histogram(bins.to_pylist()),
+            examples=self.examples(feature, before, after),
+            top_logits=[LogitToken(r["token"], r["token_id"], r["logit"]) for r in sides if r["side"] == "top"],
+            bottom_logits=[LogitToken(r["token"], r["token_id"], r["logit"]) for r in sides if r["side"] == "bottom"],
+            neighbours=[Neighbour(row["neighbour"], row["cosine"]) for row in close.to_pylist()],
+            explanations=labels.explanations_of(self.store, feature),
+            tokens=[(row["token"], row["mass"], row["count"]) for row in tokens.to_pylist()],
+        )
+
+    def examples(
+        self, feature: int, before: int = CONTEXT_BEFORE, after: int = CONTEXT_AFTER, stratum: int | None = None
+    ) -> list[Example]:
+        """A feature's examples with text of any width around them, strongest stratum first."""
+        feature = self.check_feature(feature)
+        rows = self.store.query(
+            """select stratum, rank, document, position, activation from examples
+            where feature = ? and (? is null or stratum = ?) order by stratum, rank""",
+            [feature, stratum, stratum],
+        ).to_pylist()
+        if not rows:
+            return []
+        events = self._events(feature)
+        return [self._example(feature, events, before, after, **row) for row in rows]
+
+    def context(self, example: Example, before: int, after: int) -> Example:
+        """The same example with another width of text around it."""
+        return self._example(
+            example.feature,
+            self._events(example.feature),
+            before,
+            after,
+            stratum=example.stratum,
+            rank=example.rank,
+            document=example.document,
+            position=example.position,
+            activation=example.activation,
+        )
+
+    def features(
+        self,
+        order: str = "density",
+        where: str | None = None,
+        limit: int = 50,
+        offset: int = 0,
+        live_only: bool = False,
+    ) -> FeatureList:
+        """A page of features with their explanations. `where` filters by words in the explanation or label.
+
+        `order` is one of density, rare, max_activation, mean_activation, feature, score, random.
+        """
+        if order not in ORDERS:
+            raise ValueError(f"order {order!r} is unknown, expected one of {', '.join(ORDERS)}: choose one of these")
+        if limit < 0 or offset < 0:
+            raise ValueError(f"limit={limit} and offset={offset}: expected 0 or more; raise them")
+        rows = self.store.query(
+            f"""
+            with shown as ({search.SHOWN_EXPLANATIONS}),
+            listing as (
+                select feature, density, mean_activation, max_activation, count, is_dead,
+                    coalesce(shown.text, case when is_dead then 'dead: never active in the indexed text' else '' end)
+                    as explanation, shown.score as score
+                from features left join shown using (feature)
+            )
+            select *, count(*) over () as total from listing
+            where ($words is null or contains(lower(explanation), lower($words))) and (not $live or not is_dead)
+            order by {ORDERS[order]}, feature limit $limit offset $offset
+            """,
+            {"words": where or None, "live": live_only, "limit": limit, "offset": offset},
+        ).to_pylist()
+        total = rows[0]["total"] if rows else 0
+        return FeatureList(total, [{key: row[key] for key in row if key != "total"} for row in rows])
+
+    def search(self, query: str, limit: int = 20) -> list[SearchHit]:
+        """Features whose tokens, text or explanation match `query`: a token, part of one, or a phrase."""
+        return search.search(self.store, self._text, query, limit)
+
+    def active_on(self, text: str, top: int = 10) -> ActiveFeatures:
+        """Runs the model on `text`: each token's strongest features, and the features ranked over the text.
+
+        The rank is the sum of activations, each as a share of the feature's maximum. Loads the model.
+        """
+        import torch
+
+        if not text:
+            raise ValueError("the text is empty, expected at least one character: write some text")
+        lm, sae = self.lm, self.sae
+        batch = lm.tokenize(text)
+        real = batch.mask[0].bool()
+        if not bool(real.any()):
+            raise ValueError("the text has no tokens, expected at least one: write some text")
+        with torch.no_grad():
+            x = lm.capture(batch.tokens, batch.mask, [self.site])[self.site][0][real]
+            codes = sae.encode(x)
+        ids = batch.tokens[0][real].tolist()
+        values, indices = codes.values.float().cpu().numpy(), codes.indices.cpu().numpy()
+        special = lm.special_ids if self.info["exclude_special_tokens"] else frozenset()
+        maxima = self.max_activations
+        per_token: list[list[tuple[int, float]]] = []
+        totals: dict[int, list[float]] = {}
+        for place, token in enumerate(ids):
+            kept = (indices[place] >= 0) & (values[place] != 0) & (token not in special)
+            order = np.argsort(-values[place][kept], kind="stable")
+            entries = [(int(indices[place][kept][i]), float(values[place][kept][i])) for i in order]
+            per_token.append(entries)
+            for index, value in entries:
+                scale = float(maxima[index])
+                entry = totals.setdefault(index, [0.0, -np.inf, place])
+                entry[0] += value / scale if scale > 0 else 0.0
+                if value > entry[1]:
+                    entry[1], entry[2] = value, place
+        strongest = sorted(totals.items(), key=lambda item: (-item[1][0], item[0]))[:top]
+        texts = self.explanations_of([index for index, _ in strongest])
+        return ActiveFeatures(
+            text=text,
+            tokens=lm.token_strings(ids),
+            per_token=per_token,
+            ranked=[
+                ActiveFeature(index, entry[0], entry[1], int(entry[2]), texts.get(index, ""))
+                for index, entry in strongest
+            ],
+        )
+
+    def explanations_of(self, features: Iterable[int]) -> dict[int, str]:
+        """The text to show for each of several features (label, else best explanation), where there is one."""
+        wanted = [self.check_feature(feature) for feature in features]
+        rows = self.store.query(
+            f"select feature, text from ({search.SHOWN_EXPLANATIONS}) where list_contains($wanted, feature)",
+            {"wanted": wanted},
+        ).to_pylist()
+        return {row["feature"]: row["text"] for row in rows}
+
+    def sql(self, query: str) -> pa.Table:
+        """Answers one SELECT over the tables of `features.schema`; writes, files and settings are refused."""
+        return self.store.sql(query)
+
+    def add_label(self, feature: int, text: str, author: str | None = None) -> Explanation:
+        """Writes a label for a feature; the newest one is shown."""
+        return labels.add_label(self.store, self.check_feature(feature), text, author)
+
+    def add_to_list(self, name: str, features: Iterable[int], author: str | None = None) -> None:
+        """Adds features to a named list."""
+        labels.add_to_list(self.store, name, [self.check_feature(feature) for feature in features], author)
+
+    def _events(self, feature: int) -> _FeatureEvents:
+        rows = self.store.query(
+            "select document, position, activation from events where feature = ? order by document, position",
+            [feature],
+        )
+        document, position, activation = (column.to_numpy() for column in rows.columns)
+        return _FeatureEvents(document.astype(np.int64) << 32 | position, activation)
+
+    def _example(
+        self,
+        feature: int,
+        events: _FeatureEvents,
+        before: int,
+        after: int,
+        *,
+        document: int,
+        position: int,
+        activation: float,
+        stratum: int,
+        rank: int,
+    ) -> Example:
+        window = self._text.window(document, position, before, after)
+        return Example(
+            feature=feature,
+            document=document,
+            document_name=self._text.name(document),
+            position=position,
+            activation=activation,
+            stratum=stratum,
+            rank=rank,
+            tokens=window.tokens,
+            activations=events.at(document, window.positions),
+            center=window.center,
+        )
+
+
+class _FeatureEvents(NamedTuple):
+    keys: np.ndarray
+    activations: np.ndarray
+
+    def at(self, document: int, positions: np.ndarray) -> list[float]:
+        """Activations at positions of a document, 0 where the feature is silent."""
+        if self.keys.size == 0:
+            return [0.0] * positions.size
+        wanted = positions.astype(np.int64) | document << 32
+        place = np.minimum(np.searchsorted(self.keys, wanted), self.keys.size - 1)
+        return np.where(self.keys[place] == wanted, self.activations[place], 0.0).astype(float).tolist()
+
+
+class _Window(NamedTuple):
+    tokens: list[str]
+    positions: np.ndarray
+    center: int
+
+
+class _Text:
+    """The indexed text by token number, read in row groups that stay in memory."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._columns: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._documents: dict[str, Any] | None = None
+        self._vocabulary: list[str] | None = None
+        self._file: pq.ParquetFile | None = None
+
+    @property
+    def documents(self) -> dict[str, Any]:
+        """Columns of the table documents: document, name, n_tokens, first_token."""
+        if self._documents is None:
+            table = pq.read_table(self._store.build / "documents.parquet", partitioning=None)
+            self._documents = {
+                "document": table["document"].to_numpy(),
+                "name": table["name"].to_pylist(),
+                "n_tokens": table["n_tokens"].to_numpy(),
+                "first_token": table["first_token"].to_numpy(),
+            }
+        return self._documents
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """The text of each token id."""
+        if self._vocabulary is None:
+            table = pq.read_table(self._store.build / "vocabulary.parquet", columns=["token"], partitioning=None)
+            self._vocabulary = table["token"].to_pylist()
+        return self._vocabulary
+
+    def name(self, document: int) -> str:
+        """Where a document comes from."""
+        return self.documents["name"][self._row(document)]
+
+    def window(self, document: int, position: int, before: int, after: int) -> _Window:
+        """The tokens around a position, cut at the document's ends."""
+        row = self._row(document)
+        start = int(self.documents["first_token"][row])
+        stop = start + int(self.documents["n_tokens"][row])
+        # positions rise by one from the document's first token, save where a packer leaves some out
+        guess = start + position - int(self.read(start, start + 1)[1][0])
+        center = min(max(guess, start), stop - 1)
+        if int(self.read(center, center + 1)[1][0]) != position:
+            positions = self.read(start, stop)[1]
+            center = start + int(np.searchsorted(positions, position))
+        first, last = max(start, center - max(before, 0)), min(stop, center + max(after, 0) + 1)
+        ids, positions = self.read(first, last)
+        return _Window([self.vocabulary[i] for i in ids], positions, center - first)
+
+    def read(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """(token ids, positions) of the tokens numbered first ≤ n < last."""
+        from features.index import TOKEN_ROW_GROUP
+
+        groups = range(first // TOKEN_ROW_GROUP, max(first, last - 1) // TOKEN_ROW_GROUP + 1)
+        parts = [self._group(group) for group in groups]
+        offset = first - groups[0] * TOKEN_ROW_GROUP
+        return tuple(np.concatenate([part[i] for part in parts])[offset : offset + last - first] for i in (0, 1))  # pyright: ignore[reportReturnType]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the text."""
+        return int(self._store.info["n_tokens"])
+
+    def _group(self, group: int) -> tuple[np.ndarray, np.ndarray]:
+        with self._lock:
+            if group not in self._columns:
+                if self._file is None:
+                    self._file = pq.ParquetFile(self._store.build / "token_ids.parquet")
+                table = self._file.read_row_group(group, columns=["token_id", "position"])
+                self._columns[group] = table["token_id"].to_numpy(), table["position"].to_numpy()
+            return self._columns[group]
+
+    def _row(self, document: int) -> int:
+        return int(np.searchsorted(self.documents["document"], document))
+
+
+def _histogram(bins: list[dict[str, Any]]) -> Histogram:
+    """Fills the gaps between non-empty bins, so that edges are consecutive."""
+    from features.index import histogram_bins, histogram_edge
+
+    if not bins:
+        return Histogram([], [])
+    indices = histogram_bins(np.array([row["low"] for row in bins], dtype=np.float32))
+    counts = np.zeros(int(indices[-1] - indices[0]) + 1, dtype=np.int64)
+    counts[indices - indices[0]] = [row["count"] for row in bins]
+    edges = histogram_edge(np.arange(indices[0], indices[-1] + 2))
+    return Histogram(edges.astype(float).tolist(), counts.tolist())

@@ -1,0 +1,154 @@
+"""Every activation of every feature, from the order of the text into the order of the features.
+
+Enters: batches of (feature, token number, activation) in the order of the text. Leaves: the same events ordered by
+(feature, token number), in ranges of features that fit in memory.
+
+1. Events gather in memory; at `chunk_events` they are sorted by feature, keeping their order, and written as one
+   chunk: counts per feature, token numbers, activations. A chunk becomes visible only when complete.
+2. A range of features is read from all chunks and merged without comparing anything: chunks follow the text, so the
+   place of each event is the feature's start plus what earlier chunks hold of the feature (a counting sort).
+
+Sorting one packed integer per event (feature above, place below) is what makes this fast: about 6 ns an event.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class EventRange:
+    """The events of the features `first` ≤ feature < `last`, ordered by (feature, token number)."""
+
+    first: int
+    last: int
+    counts: np.ndarray
+    """int64 [last − first]: events of each feature."""
+    features: np.ndarray
+    """int32 [n]: the feature of each event."""
+    ordinals: np.ndarray
+    """int64 [n]: number of the token in the text."""
+    activations: np.ndarray
+    """float32 [n]."""
+
+    @property
+    def starts(self) -> np.ndarray:
+        """int64 [last − first]: each feature's first event."""
+        return np.cumsum(self.counts) - self.counts
+
+    def select(self, kept: np.ndarray) -> EventRange:
+        """The range with the events that the boolean or increasing index array `kept` picks."""
+        features = self.features[kept]
+        counts = np.bincount(features - self.first, minlength=self.last - self.first)
+        return EventRange(self.first, self.last, counts, features, self.ordinals[kept], self.activations[kept])
+
+
+class EventSpill:
+    """Takes events in the order of the text and gives them back in the order of the features.
+
+    `folder` may hold the chunks of a run that was killed: they are kept, and `batches_done` says how many batches
+    they cover, from which the caller goes on.
+    """
+
+    def __init__(self, folder: Path, n_features: int, chunk_events: int = 4_000_000) -> None:
+        self.folder = folder
+        self.n_features = n_features
+        self.chunk_events = chunk_events
+        self._pending: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._pending_events = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob("*.partial"):
+            shutil.rmtree(leftover)
+        self._chunks: list[Path] = []
+        self.batches_done = 0
+        self.n_events = 0
+        while (chunk := folder / f"chunk-{len(self._chunks):06d}").is_dir():
+            facts = json.loads((chunk / "chunk.json").read_text())
+            self.batches_done = facts["batches_done"]
+            self.n_events += facts["events"]
+            self._chunks.append(chunk)
+
+    def append(self, features: np.ndarray, ordinals: np.ndarray, activations: np.ndarray) -> None:
+        """Adds one batch's events, which follow all earlier ones in the text."""
+        self._pending.append((features, ordinals, activations))
+        self._pending_events += features.size
+        self.n_events += features.size
+        self.batches_done += 1
+        if self._pending_events >= self.chunk_events:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is in memory as a chunk."""
+        if not self._pending:
+            return
+        features = np.concatenate([part[0] for part in self._pending])
+        ordinals = np.concatenate([part[1] for part in self._pending])
+        activations = np.concatenate([part[2] for part in self._pending])
+        order = order_by_feature(features)
+        chunk = self.folder / f"chunk-{len(self._chunks):06d}"
+        partial = chunk.with_suffix(".partial")
+        partial.mkdir()
+        np.save(partial / "counts.npy", np.bincount(features, minlength=self.n_features))
+        np.save(partial / "ordinals.npy", ordinals[order])
+        np.save(partial / "activations.npy", activations[order])
+        facts = {"events": int(features.size), "batches_done": self.batches_done}
+        (partial / "chunk.json").write_text(json.dumps(facts))
+        os.replace(partial, chunk)
+        self._chunks.append(chunk)
+        self._pending, self._pending_events = [], 0
+
+    def ranges(self, max_events: int = 4_000_000, max_features: int = 1024) -> Iterator[EventRange]:
+        """Yields all features in ranges of at most `max_events` events, or one feature where that alone has more."""
+        self.flush()
+        counts = [np.load(chunk / "counts.npy") for chunk in self._chunks]
+        total = np.sum(counts, axis=0) if counts else np.zeros(self.n_features, dtype=np.int64)
+        offsets = [np.concatenate(([0], np.cumsum(count))) for count in counts]
+        ordinals = [np.load(chunk / "ordinals.npy", mmap_mode="r") for chunk in self._chunks]
+        activations = [np.load(chunk / "activations.npy", mmap_mode="r") for chunk in self._chunks]
+        for first, last in split_features(total, max_events, max_features):
+            wanted = total[first:last]
+            size = int(wanted.sum())
+            place = np.cumsum(wanted) - wanted
+            merged_ordinals = np.empty(size, dtype=np.int64)
+            merged_activations = np.empty(size, dtype=np.float32)
+            for count, offset, chunk_ordinals, chunk_activations in zip(
+                counts, offsets, ordinals, activations, strict=True
+            ):
+                part = count[first:last]
+                start, stop = offset[first], offset[last]
+                source_start = offset[first:last] - start
+                target = np.repeat(place - source_start, part) + np.arange(stop - start)
+                merged_ordinals[target] = chunk_ordinals[start:stop]
+                merged_activations[target] = chunk_activations[start:stop]
+                place = place + part
+            features = np.repeat(np.arange(first, last, dtype=np.int32), wanted)
+            yield EventRange(first, last, wanted, features, merged_ordinals, merged_activations)
+
+    def remove(self) -> None:
+        """Deletes the chunks."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def order_by_feature(features: np.ndarray) -> np.ndarray:
+    """Indices that sort `features` and keep the order of equal ones."""
+    packed = (features.astype(np.int64) << 32) | np.arange(features.size, dtype=np.int64)
+    packed.sort()
+    return packed & 0xFFFFFFFF
+
+
+def split_features(counts: np.ndarray, max_events: int, max_features: int) -> Iterator[tuple[int, int]]:
+    """Cuts the features into consecutive ranges of at most `max_events` events and `max_features` features."""
+    before = np.concatenate(([0], np.cumsum(counts)))
+    first = 0
+    while first < counts.size:
+        last = int(np.searchsorted(before, before[first] + max_events, side="right")) - 1
+        last = min(max(last, first + 1), first + max_features, counts.size)
+        yield first, last
+        first = last

@@ -1,0 +1,252 @@
+"""The dictionary's tables: their columns and meanings, and the database that shows them to SQL.
+
+Enters: a folder of immutable Parquet files and the small tables of people's labels. Leaves: `TABLES` (what the
+documentation and the writers share) and a database file that holds views of the Parquet files and copies of the label
+tables, nothing else.
+
+A person's query runs on that database opened read-only, with file access limited to the build's folder, extensions
+off and the configuration locked: nothing can be written, no other file read, no setting changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its name, Arrow type and meaning."""
+
+    name: str
+    type: pa.DataType
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table for SQL: what its rows are, and its columns."""
+
+    name: str
+    meaning: str
+    columns: tuple[Column, ...]
+
+    def arrow_schema(self) -> pa.Schema:
+        """The schema that the files of this table are written with."""
+        return pa.schema([(column.name, column.type) for column in self.columns])
+
+
+def _table(name: str, meaning: str, /, **columns: tuple[pa.DataType, str]) -> Table:
+    return Table(name, meaning, tuple(Column(key, *value) for key, value in columns.items()))
+
+
+FEATURE = (pa.int32(), "index of the SAE's latent")
+DOCUMENT = (pa.int32(), "index of the document")
+POSITION = (pa.int32(), "the token's position in its document")
+TOKEN_ID = (pa.int32(), "id in the model's vocabulary")
+ACTIVATION = (pa.float32(), "the latent's value at the token")
+
+STORED = (
+    _table(
+        "features",
+        "one row per latent, dead ones included",
+        feature=FEATURE,
+        count=(pa.int64(), "indexed tokens at which the latent is not zero"),
+        density=(pa.float64(), "count as a share of the indexed tokens"),
+        mean_activation=(pa.float32(), "mean value where it is not zero"),
+        std_activation=(pa.float32(), "standard deviation where it is not zero"),
+        max_activation=(pa.float32(), "largest value; 0 for a dead latent"),
+        documents=(pa.int32(), "documents in which it is ever active"),
+        is_dead=(pa.bool_(), "never active in the indexed text"),
+        decoder_norm=(pa.float32(), "length of its row of W_dec"),
+        first_event=(pa.int64(), "number of its first row in events"),
+    ),
+    _table(
+        "examples",
+        "examples as pointers into the text, at most one per window of a document",
+        feature=FEATURE,
+        stratum=(pa.int8(), "0: strongest windows; 1, 2, …: equal parts of the others, from strong to weak"),
+        rank=(pa.int32(), "order inside the stratum, from strong to weak"),
+        document=DOCUMENT,
+        position=(pa.int32(), "position of the window's strongest token in its document"),
+        activation=ACTIVATION,
+    ),
+    _table(
+        "events",
+        "every non-zero activation, ordered by feature, document and position",
+        feature=FEATURE,
+        document=DOCUMENT,
+        position=POSITION,
+        activation=ACTIVATION,
+    ),
+    _table(
+        "documents",
+        "the indexed documents",
+        document=DOCUMENT,
+        name=(pa.string(), "where the text comes from; for files the relative path"),
+        n_tokens=(pa.int32(), "tokens of it that are in the table tokens"),
+        first_token=(pa.int64(), "number of its first row in tokens"),
+    ),
+    _table(
+        "token_ids",
+        "the text, one row per token; the view tokens adds the token's text",
+        document=DOCUMENT,
+        position=POSITION,
+        token_id=TOKEN_ID,
+        context_position=(pa.int32(), "position in the row that the model saw"),
+        is_indexed=(pa.bool_(), "counted in the statistics (false: special token)"),
+    ),
+    _table(
+        "vocabulary",
+        "the model's tokens",
+        token_id=TOKEN_ID,
+        token=(pa.string(), "the token's text as it stands in a document"),
+        count=(pa.int64(), "how often it stands in the indexed text"),
+    ),
+    _table(
+        "feature_tokens",
+        "the tokens that hold most of a feature's activation, ordered by token for search",
+        token_id=TOKEN_ID,
+        feature=FEATURE,
+        count=(pa.int64(), "times the feature is active at this token"),
+        mass=(pa.float32(), "share of the feature's summed activation that falls on this token"),
+    ),
+    _table(
+        "logit_ids",
+        "the tokens that a feature's decoder direction promotes and suppresses most; the view logits adds their text",
+        feature=FEATURE,
+        side=(pa.string(), "'top' or 'bottom'"),
+        rank=(pa.int32(), "order inside the side, from the strongest"),
+        token_id=TOKEN_ID,
+        logit=(pa.float32(), "change of the token's logit per unit of activation, up to the final norm's scale"),
+    ),
+    _table(
+        "neighbours",
+        "the features whose decoder directions are closest",
+        feature=FEATURE,
+        rank=(pa.int32(), "order from the closest"),
+        neighbour=(pa.int32(), "the other feature"),
+        cosine=(pa.float32(), "cosine of the two rows of W_dec"),
+    ),
+    _table(
+        "histograms",
+        "non-empty bins of a feature's activations; edges are quarter octaves",
+        feature=FEATURE,
+        bin=(pa.int32(), "order from small to large"),
+        low=(pa.float32(), "lower edge"),
+        high=(pa.float32(), "upper edge"),
+        count=(pa.int64(), "events in the bin"),
+    ),
+)
+
+TIME = (pa.string(), "when, UTC, ISO 8601")
+AUTHOR = (pa.string(), "who wrote it")
+
+PEOPLE = (
+    _table(
+        "explanations",
+        "what features mean, written by a method",
+        feature=FEATURE,
+        method=(pa.string(), "for instance 'token-statistics'"),
+        text=(pa.string(), "the explanation"),
+        rule=(pa.string(), "JSON: the rule behind the text, which predicts activation token by token; may be null"),
+        score=(pa.float64(), "the method's own score on documents held apart; may be null"),
+        author=AUTHOR,
+        created=TIME,
+    ),
+    _table(
+        "scores",
+        "how well explanations predict activations",
+        feature=FEATURE,
+        method=(pa.string(), "method of the explanation"),
+        scorer=(pa.string(), "for instance 'auc' or 'balanced_accuracy'"),
+        score=(pa.float64(), "the score"),
+        created=TIME,
+    ),
+    _table(
+        "labels",
+        "names that people gave to features; the newest counts",
+        feature=FEATURE,
+        text=(pa.string(), "the label"),
+        author=AUTHOR,
+        created=TIME,
+    ),
+    _table(
+        "lists",
+        "people's lists of features",
+        list=(pa.string(), "name of the list"),
+        feature=FEATURE,
+        author=AUTHOR,
+        created=TIME,
+    ),
+)
+
+TABLES: dict[str, Table] = {table.name: table for table in (*STORED, *PEOPLE)}
+
+VIEWS = {
+    "tokens": (
+        "select document, position, token_id, token, context_position, is_indexed "
+        "from token_ids join vocabulary using (token_id)"
+    ),
+    "logits": "select feature, side, rank, token_id, token, logit from logit_ids join vocabulary using (token_id)",
+}
+
+_SQL_TYPES = {
+    pa.int8(): "TINYINT",
+    pa.int32(): "INTEGER",
+    pa.int64(): "BIGINT",
+    pa.float32(): "FLOAT",
+    pa.float64(): "DOUBLE",
+    pa.bool_(): "BOOLEAN",
+    pa.string(): "VARCHAR",
+}
+
+
+def create_people_tables(connection: DuckDBPyConnection) -> None:
+    """Creates the label tables that are missing."""
+    for table in PEOPLE:
+        columns = ", ".join(f'"{column.name}" {_SQL_TYPES[column.type]}' for column in table.columns)
+        connection.execute(f'create table if not exists "{table.name}" ({columns})')
+
+
+def write_view_database(path: Path, build: Path, people: Mapping[str, pa.Table]) -> None:
+    """Writes the database at `path`: views of the Parquet files in `build`, copies of the label tables."""
+    import duckdb
+
+    with duckdb.connect(str(path)) as connection:
+        create_people_tables(connection)
+        for name, table in people.items():
+            connection.register("incoming", table)
+            connection.execute(f'insert into "{name}" select * from incoming')
+            connection.unregister("incoming")
+        for table in STORED:
+            source = str(build / f"{table.name}.parquet").replace("'", "''")
+            connection.execute(f"create view \"{table.name}\" as select * from read_parquet('{source}')")
+        for name, query in VIEWS.items():
+            connection.execute(f'create view "{name}" as {query}')
+
+
+def open_locked(path: Path, build: Path) -> DuckDBPyConnection:
+    """Opens a view database for questions only: read-only, files of `build` alone, no extensions, settings locked."""
+    import duckdb
+
+    connection = duckdb.connect(str(path), read_only=True)
+    folder = str(build).replace("'", "''")
+    for setting in (
+        f"allowed_directories = ['{folder}']",
+        "autoload_known_extensions = false",
+        "autoinstall_known_extensions = false",
+        "allow_community_extensions = false",
+        "python_enable_replacements = false",
+        "enable_external_access = false",
+        "lock_configuration = true",
+    ):
+        connection.execute(f"set {setting}")
+    return connection

@@ -1,0 +1,230 @@
+"""The dictionary folder: what is in it, when it counts as whole, and the only way that queries reach it.
+
+Enters: a folder
+
+    dictionary.json     names the current build; replaced in one step when a build is complete
+    build-<name>/       immutable: Parquet tables, the SAE, the sizes and hashes of both in dictionary.json
+    labels.duckdb       people's labels, explanations and scores; small, writable
+
+Leaves: Arrow tables. Questions run on a private database of views (`features.schema`) that is opened read-only and
+locked; the labels database is opened for the length of one query only, since DuckDB lets one writer or many readers
+in, never both, and is copied into the view database whenever it has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from features import schema
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+FORMAT = 1
+MANIFEST = "dictionary.json"
+LABELS = "labels.duckdb"
+LOCK_WAIT_S = 20.0
+
+_labels_locks: dict[str, threading.RLock] = {}
+_labels_locks_guard = threading.Lock()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Sizes and hashes of all files below `folder`, by relative path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_hash(path)} for path in paths
+    }
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never a part."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Reads `dictionary.json`; refuses a folder that has none, or one of another format, in one line."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        builds = list(folder.glob("build-*")) if folder.is_dir() else []
+        hint = "an unfinished build; run `glassbox index` again to complete it" if builds else "no dictionary"
+        raise FileNotFoundError(
+            f"{folder} holds {hint}: expected a folder with {MANIFEST}; build one with `glassbox index`"
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} cannot be read ({reason}): expected JSON; build the dictionary again") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "build" not in manifest:
+        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise ValueError(f"{path} has format {found}, expected {FORMAT}: build the dictionary again with this version")
+    return manifest
+
+
+class Store:
+    """One opened dictionary folder; safe to use from several threads."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder).absolute()
+        self.info = read_manifest(self.folder)
+        self.build = self.folder / str(self.info["build"])
+        self.verify()
+        self._views: DuckDBPyConnection | None = None
+        self._views_stamp: tuple[int, ...] | None = None
+        self._views_folder: tempfile.TemporaryDirectory[str] | None = None
+        self._views_number = 0
+        self._lock = threading.Lock()
+
+    def verify(self, deep: bool = False) -> None:
+        """Checks that every file of the build is there with its recorded size; with `deep`, also its hash."""
+        for name, facts in self.info["files"].items():
+            path = self.build / name
+            if not path.is_file():
+                raise FileNotFoundError(f"{path} is missing, expected a file of {facts['bytes']} bytes: build again")
+            size = path.stat().st_size
+            if size != facts["bytes"]:
+                raise ValueError(f"{path} has {size} bytes, expected {facts['bytes']}: restore it or build again")
+            if deep and file_hash(path) != facts["sha256"]:
+                raise ValueError(f"{path} has changed, expected the recorded hash: restore it or build again")
+
+    def query(self, sql: str, parameters: Sequence[object] | Mapping[str, object] = ()) -> pa.Table:
+        """Runs one of the library's own questions on the locked database."""
+        cursor = self._connection().cursor()
+        try:
+            return cursor.sql(sql, params=parameters or None).to_arrow_table()
+        finally:
+            cursor.close()
+
+    def sql(self, sql: str) -> pa.Table:
+        """Runs a person's question; anything but one SELECT is refused, and so is all that the lock forbids."""
+        import duckdb
+
+        cursor = self._connection().cursor()
+        try:
+            statements = cursor.extract_statements(sql)
+            kinds = [statement.type.name for statement in statements]
+            if kinds != ["SELECT"]:
+                got = "no statement" if not kinds else ", ".join(kinds)
+                raise ValueError(f"got {got}, expected exactly one SELECT: the dictionary is read-only for SQL")
+            return cursor.sql(sql).to_arrow_table()
+        except duckdb.Error as error:
+            reason = " ".join(str(error).split("\n\n")[0].split())
+            raise ValueError(
+                f"the query failed ({reason}): expected one SELECT over the dictionary's tables "
+                f"({', '.join(sorted([*schema.TABLES, *schema.VIEWS]))}); correct it"
+            ) from None
+        finally:
+            cursor.close()
+
+    def read_labels(self) -> dict[str, pa.Table]:
+        """Copies the label tables out of their database; empty tables where there is none yet."""
+        if not (self.folder / LABELS).exists():
+            return {table.name: table.arrow_schema().empty_table() for table in schema.PEOPLE}
+        with self._labels_database(read_only=True) as connection:
+            present = {row[0] for row in connection.execute("select table_name from duckdb_tables()").fetchall()}
+            return {
+                table.name: (
+                    connection.sql(f'select * from "{table.name}"').to_arrow_table().cast(table.arrow_schema())
+                    if table.name in present
+                    else table.arrow_schema().empty_table()
+                )
+                for table in schema.PEOPLE
+            }
+
+    def write_labels(self, table: str, rows: pa.Table, replace_where: str | None = None) -> None:
+        """Adds rows to a label table in one transaction; `replace_where` (our own SQL) removes old ones first."""
+        rows = rows.cast(schema.TABLES[table].arrow_schema())
+        with self._labels_database(read_only=False) as connection:
+            schema.create_people_tables(connection)
+            connection.execute("begin")
+            if replace_where is not None:
+                connection.execute(f'delete from "{table}" where {replace_where}')
+            connection.register("incoming", rows)
+            connection.execute(f'insert into "{table}" select * from incoming')
+            connection.execute("commit")
+            connection.unregister("incoming")
+
+    def close(self) -> None:
+        """Closes the view database and removes its temporary file."""
+        with self._lock:
+            if self._views is not None:
+                self._views.close()
+                self._views = None
+            if self._views_folder is not None:
+                self._views_folder.cleanup()
+                self._views_folder = None
+
+    @contextmanager
+    def _labels_database(self, read_only: bool) -> Iterator[DuckDBPyConnection]:
+        """Opens the labels database for the length of a block; waits while another process holds it."""
+        import duckdb
+
+        path = self.folder / LABELS
+        with _labels_locks_guard:
+            lock = _labels_locks.setdefault(os.path.realpath(path), threading.RLock())
+        deadline = time.monotonic() + LOCK_WAIT_S
+        with lock:
+            while True:
+                try:
+                    connection = duckdb.connect(str(path), read_only=read_only)
+                    break
+                except duckdb.IOException as error:
+                    if "lock" not in str(error) or time.monotonic() > deadline:
+                        reason = str(error).splitlines()[0]
+                        raise OSError(
+                            f"{path} could not be opened ({reason}): expected a free, "
+                            f"{'readable' if read_only else 'writable'} labels database; "
+                            "end the program that holds it, or check the folder's permissions"
+                        ) from None
+                    time.sleep(0.02)
+            try:
+                yield connection
+            finally:
+                connection.close()
+
+    def _labels_stamp(self) -> tuple[int, ...]:
+        try:
+            facts = (self.folder / LABELS).stat()
+        except FileNotFoundError:
+            return ()
+        return facts.st_ino, facts.st_mtime_ns, facts.st_size
+
+    def _connection(self) -> DuckDBPyConnection:
+        stamp = self._labels_stamp()
+        with self._lock:
+            if self._views is None or stamp != self._views_stamp:
+                people = self.read_labels()
+                if self._views_folder is None:
+                    self._views_folder = tempfile.TemporaryDirectory(prefix="glassbox-views-")
+                self._views_number += 1
+                path = Path(self._views_folder.name) / f"views-{self._views_number}.duckdb"
+                schema.write_view_database(path, self.build, people)
+                self._views = schema.open_locked(path, self.build)
+                self._views_stamp = stamp
+                # the open database keeps its file alive; older ones vanish with their last cursor
+                path.unlink()
+            return self._views
