@@ -8,6 +8,7 @@ where they came from.
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -232,7 +233,9 @@ def steer(
     feature: Annotated[
         list[str],
         typer.Option(
-            "--feature", metavar="ID=STRENGTH", help="Strength in units of the feature's maximum; repeatable."
+            "--feature",
+            metavar="ID=STRENGTH",
+            help="Strength in units of the feature's maximum (with ablate: 1 removes it); repeatable.",
         ),
     ],
     mode: Annotated[str, typer.Option("--mode", help="add, clamp or ablate.")] = "add",
@@ -246,17 +249,19 @@ def steer(
 
     [dim]glassbox steer runs/demo/dictionary/topk --prompt "def read(" --feature 123=4[/dim]
 
-    [dim]glassbox steer DICT --prompt "import" --feature 7=0 --mode ablate --temperature 0.8 --seed 1[/dim]
+    [dim]glassbox steer DICT --prompt "import" --feature 7=1 --mode ablate --temperature 0.8 --seed 1[/dim]
     """
     from features import Dictionary, Steering
     from ui.render import tables
 
     strengths = dict(_feature_strength(text) for text in feature)
     sampling = {"do_sample": temperature > 0, "temperature": temperature or 1.0, "seed": seed}
-    with Dictionary.open(dictionary, model=model) as opened:
-        result = Steering(opened, strengths, mode=mode).compare(prompt, max_new_tokens=max_new_tokens, **sampling)
+    with closing(Dictionary.open(dictionary, model=model)) as opened:
+        result = Steering(opened, strengths, mode=mode).compare(  # pyright: ignore[reportArgumentType]
+            prompt, max_new_tokens=max_new_tokens, **sampling
+        )
     if as_json:
-        tables.print_json(result.to_json())
+        typer.echo(result.to_json())
     else:
         tables.show(tables.steering_table(prompt, result))
 
@@ -292,7 +297,7 @@ def sql(
     from ui.render import tables
 
     tables.check_format(format, out)
-    with Dictionary.open(dictionary) as opened:
+    with closing(Dictionary.open(dictionary)) as opened:
         tables.write_table(opened.sql(query), format, out)
 
 

@@ -17,10 +17,27 @@ from types import ModuleType
 from typing import Any
 
 HOME = Path(__file__).resolve().parents[1]
-DISTRIBUTIONS = (
-    "glassbox-sae torch transformers tokenizers datasets accelerate triton duckdb pyarrow numpy safetensors jaxtyping "
-    "pydantic pyyaml gradio plotly matplotlib typer rich"
-).split()
+DISTRIBUTIONS = [
+    "glassbox-sae",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "accelerate",
+    "triton",
+    "duckdb",
+    "pyarrow",
+    "numpy",
+    "safetensors",
+    "jaxtyping",
+    "pydantic",
+    "pyyaml",
+    "gradio",
+    "plotly",
+    "matplotlib",
+    "typer",
+    "rich",
+]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -137,13 +154,13 @@ def _material() -> list[Fact]:
             advice="install the package again, or train it: `glassbox pretrain embedded_lm`",
         )
     ]
-    real = Path(os.environ.get("GLASSBOX_REAL") or HOME.parent / "shared" / "real")
-    named = "GLASSBOX_REAL" in os.environ
-    if real.is_dir():
-        facts.append(Fact(name="real material", value=str(real)))
+    real = os.environ.get("GLASSBOX_REAL")
+    if not real:
+        facts.append(Fact(name="real material", value="none", advice="optional, for tests: set GLASSBOX_REAL"))
+    elif Path(real).is_dir():
+        facts.append(Fact(name="real material", value=real))
     else:
-        advice = "GLASSBOX_REAL names no folder" if named else "optional, for tests: set GLASSBOX_REAL"
-        facts.append(Fact(name="real material", value="none", ok=not named, advice=advice))
+        facts.append(Fact(name="real material", value=f"{real} is no folder", ok=False, advice="mend GLASSBOX_REAL"))
     chromium = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     advice = "" if chromium else "optional, for the browser's tests"
     facts.append(Fact(name="chromium", value=chromium or "none", advice=advice))

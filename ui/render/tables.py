@@ -1,0 +1,186 @@
+"""Terminal tables (rich), and the formats in which SQL answers leave: table, csv, json, parquet, arrow.
+
+Enters: results with `.rows()` and `.to_json()`, or Arrow tables. Text of the corpus is printed as it is, with control
+characters made visible and without rich's markup.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from ui.diagnosis import Diagnosis
+
+FORMATS = ("table", "csv", "json", "parquet", "arrow")
+BINARY = ("parquet", "arrow")
+ROWS_SHOWN = 200
+_CONTROLS = {code: f"\\x{code:02x}" for code in [*range(32), 127, *range(0x80, 0xA0)] if code not in (9, 10, 13)}
+_CONTROLS |= {9: "⇥", 10: "⏎", 13: "␍"}
+
+
+def show(*parts: RenderableType) -> None:
+    """Prints tables to the terminal; as wide as they need where there is none."""
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    for part in parts:
+        console.print(part)
+
+
+def text(value: object, style: str = "") -> Text:
+    """Returns a cell: plain text, controls visible, numbers short."""
+    if isinstance(value, float):
+        shown = f"{value:.4g}" if abs(value) < 1e5 else f"{value:,.0f}"
+    elif isinstance(value, bool) or value is None:
+        shown = {True: "yes", False: "no", None: ""}[value]
+    elif isinstance(value, int):
+        shown = str(value)
+    else:
+        shown = str(value).translate(_CONTROLS)
+    return Text(shown, style=style)
+
+
+def records_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Returns any records as a table; columns in the order of their first appearance."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(title=title or None, title_justify="left", header_style="dim", box=None, pad_edge=False)
+    for column in columns:
+        numeric = all(isinstance(row.get(column), int | float | None) for row in rows)
+        table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*[text(row.get(column)) for column in columns])
+    return table
+
+
+def facts_table(title: str, result: Any) -> Table:
+    """Returns the facts of one result (a mapping, or something with `.to_json()`) as names and values."""
+    facts = result if isinstance(result, Mapping) else result.to_json()
+    rows = [{"fact": key, "value": value} for key, value in facts.items() if not isinstance(value, dict | list)]
+    return records_table(title, rows)
+
+
+def metrics_table(report: Any) -> Table:
+    """Returns the metrics of a demo run beside their targets."""
+    table = Table(title="On held-out text", title_justify="left", header_style="dim", box=None, pad_edge=False)
+    for column, justify in (("metric", "left"), ("value", "right"), ("target", "right"), ("", "left")):
+        table.add_column(column, justify=justify)  # pyright: ignore[reportArgumentType]
+    for row in report.metrics_rows():
+        met = row.get("met")
+        mark = Text("") if met is None else Text("ok", "green") if met else Text("missed", "red")
+        table.add_row(text(row["metric"]), text(row["value"]), text(row.get("target") or ""), mark)
+    return table
+
+
+def timings_table(report: Any) -> Table:
+    """Returns how long each step of a run took."""
+    rows = [{"step": step, "time_s": round(time_s, 1)} for step, time_s in report.timings.items()]
+    return records_table("Time", rows)
+
+
+def evaluation_table(results: Mapping[str, Any]) -> Table:
+    """Returns the metrics of several SAEs, a column each."""
+    names: dict[str, dict[str, Any]] = {}
+    for folder, metrics in results.items():
+        for row in metrics.rows():
+            names.setdefault(row["metric"], {})[folder] = row["value"]
+    return records_table("Metrics on held-out text", [{"metric": name, **values} for name, values in names.items()])
+
+
+def steering_table(prompt: str, comparison: Any) -> Table:
+    """Returns steered text beside the model's own."""
+    table = Table(show_header=True, header_style="dim", expand=True, padding=(0, 1))
+    table.add_column("left alone", ratio=1, overflow="fold")
+    table.add_column("steered", ratio=1, overflow="fold")
+    keep = {code: sign for code, sign in _CONTROLS.items() if code not in (9, 10)}
+    cells = []
+    for continuation in (comparison.unsteered, comparison.steered):
+        cell = Text(prompt.translate(keep), style="dim")
+        cell.append(continuation.translate(keep), style="not dim")
+        cells.append(cell)
+    table.add_row(*cells)
+    return table
+
+
+def diagnosis_tables(diagnosis: Diagnosis) -> list[Table]:
+    """Returns a table for each topic the doctor looked at."""
+    tables = []
+    for topic, facts in diagnosis.topics.items():
+        table = Table(
+            title=topic, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False
+        )
+        for fact in facts:
+            advice = Text(fact.advice, style="dim" if fact.ok else "red")
+            table.add_row(text(fact.name, "dim"), text(fact.value, "" if fact.ok else "red"), advice)
+        tables.append(table)
+    return tables
+
+
+def print_json(value: Any) -> None:
+    """Prints JSON to stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))  # noqa: T201
+
+
+def check_format(name: str, out: Path | None) -> None:
+    """Raises ValueError where a format is unknown or would put binary data on a terminal."""
+    if name not in FORMATS:
+        raise ValueError(f"--format got `{name}`, expected one of {', '.join(FORMATS)}: choose one of them")
+    if name in BINARY and out is None and sys.stdout.isatty():
+        raise ValueError(f"--format {name} is binary and stdout is a terminal, expected a file: give --out FILE")
+
+
+def write_table(answer: pa.Table, format: str, out: Path | None) -> None:
+    """Writes an Arrow table in one of `FORMATS` to a file (whole or not at all) or to stdout."""
+    if format == "table" and out is None:
+        rows = answer.slice(0, ROWS_SHOWN).to_pylist()
+        show(records_table("", rows) if rows else Text("no rows", "dim"))
+        if answer.num_rows > ROWS_SHOWN:
+            print(f"{answer.num_rows:,} rows, {ROWS_SHOWN} shown: use --format csv for all", file=sys.stderr)  # noqa: T201
+        return
+    content = _encoded(answer, format)
+    if out is None:
+        sys.stdout.buffer.write(content)
+        sys.stdout.flush()
+        return
+    partial = out.with_name(f"{out.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, out)
+
+
+def _encoded(answer: pa.Table, format: str) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    if format == "parquet":
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(answer, buffer)
+    elif format == "arrow":
+        import pyarrow.ipc
+
+        with pyarrow.ipc.new_stream(buffer, answer.schema) as writer:
+            writer.write_table(answer)
+    elif format == "csv":
+        import csv
+
+        lines = io.TextIOWrapper(buffer, encoding="utf-8", newline="")
+        rows = csv.writer(lines)
+        rows.writerow(answer.column_names)
+        rows.writerows(row.values() for row in answer.to_pylist())
+        lines.flush()
+        lines.detach()
+    elif format == "json":
+        buffer.write(json.dumps(answer.to_pylist(), ensure_ascii=False, indent=1, default=str).encode() + b"\n")
+    else:
+        console = Console(file=io.StringIO(), width=160)
+        console.print(records_table("", answer.to_pylist()))
+        buffer.write(console.file.getvalue().encode())  # pyright: ignore[reportAttributeAccessIssue]
+    return buffer.getvalue()
