@@ -19,7 +19,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,8 @@ class PretrainConfig:
     """Steps between checkpoints."""
     device: str = "auto"
     """`cpu`, `cuda` or `auto`."""
-    corpus_bytes: int | None = field(default=None)
-    """Read at most this much of the corpus: for trials and tests."""
+    corpus_bytes: int | None = None
+    """Read at most this much of the corpus, and of its held-out part: for trials and tests."""
 
     def __post_init__(self) -> None:
         if self.batch_tokens % self.context_tokens:
@@ -148,6 +148,22 @@ def _long_lines(document: Document) -> set[str]:
 
 
 @dataclass(frozen=True)
+class PretrainResult:
+    """A trained model's folder and how good it is."""
+
+    path: Path
+    quality: lm_quality.LMQuality
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Returns one record a figure: `metric`, `value`."""
+        return [{"metric": name, "value": value} for name, value in asdict(self.quality).items()]
+
+    def to_json(self) -> str:
+        """Returns folder and figures as JSON."""
+        return json.dumps({"path": str(self.path), **asdict(self.quality)}, indent=2)
+
+
+@dataclass(frozen=True)
 class PretrainText:
     """The text of a run: tokens in training order, each distinct token once for the baseline, and what was read."""
 
@@ -164,7 +180,7 @@ def _encode(tokenizer: Any, documents: list[Document]) -> list[np.ndarray]:
 
 def lay_out_text(config: PretrainConfig, tokenizer: Any, corpus: list[Document]) -> PretrainText:
     """Lays out the token stream of the run (step 2 of the module's algorithm)."""
-    heldout = list(standard_library("heldout", config.heldout_percent))
+    heldout = _limited(standard_library("heldout", config.heldout_percent), config.corpus_bytes)
     is_copy = copy_detector(heldout)
     rng = np.random.default_rng(config.seed)
     own = _encode(tokenizer, corpus)
@@ -291,10 +307,11 @@ def _fingerprint(config: PretrainConfig) -> dict[str, Any]:
     return {key: value for key, value in asdict(config).items() if key not in {"out", "device", "compile"}}
 
 
-def pretrain(config: PretrainConfig) -> Path:
-    """Trains, or goes on training, the model of `config` and returns its folder.
+def pretrain(config: PretrainConfig) -> PretrainResult:
+    """Trains, or goes on training, the model of `config`; a finished run is returned as it is.
 
-    A folder that holds a finished run is returned as it is; one that holds another recipe's run is refused.
+    Raises:
+        ValueError: the folder holds the run of another recipe.
     """
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -302,7 +319,7 @@ def pretrain(config: PretrainConfig) -> Path:
     if recipe.exists() and json.loads(recipe.read_text()) != _fingerprint(config):
         raise ValueError(f"{out} holds the run of another recipe, expected this one: choose another `out` or delete it")
     if (out / "model.safetensors").exists():
-        return out
+        return _finished_result(out, log)
     recipe.write_text(json.dumps(_fingerprint(config), indent=2) + "\n")
     device = torch.device(
         ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
@@ -319,7 +336,13 @@ def pretrain(config: PretrainConfig) -> Path:
     else:
         log.write_text(json.dumps(text.counts) + "\n")
     _train_steps(config, model, optimizers, text, start, log, state, device)
-    return _finish(config, model, tokenizer, text, out, log)
+    _finish(config, model, tokenizer, text, out, log)
+    return _finished_result(out, log)
+
+
+def _finished_result(out: Path, log: Path) -> PretrainResult:
+    figures = json.loads(log.read_text().splitlines()[-1])["quality"]
+    return PretrainResult(out, lm_quality.LMQuality(**figures))
 
 
 def _limited(documents: Iterable[Document], most_bytes: int | None) -> list[Document]:
@@ -386,7 +409,7 @@ def _train_steps(
                 _save_state(state, model, optimizers, step + 1)
 
 
-def _finish(config: PretrainConfig, model: Any, tokenizer: Any, text: PretrainText, out: Path, log: Path) -> Path:
+def _finish(config: PretrainConfig, model: Any, tokenizer: Any, text: PretrainText, out: Path, log: Path) -> None:
     """Measures the model as it ships (rounded to bf16) and writes the folder; the weights come last."""
     from transformers import PreTrainedTokenizerFast
 
@@ -404,4 +427,3 @@ def _finish(config: PretrainConfig, model: Any, tokenizer: Any, text: PretrainTe
     for path in sorted(partial.iterdir(), key=lambda path: path.suffix == ".safetensors"):
         os.replace(path, out / path.name)
     partial.rmdir()
-    return out
