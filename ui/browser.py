@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SLOTS = 4
 MODEL_QUEUE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 BRIDGE = "window.glassbox.ready((data) => trigger('click', data));"
+FORGET_CURSORS = "() => document.querySelectorAll('.cursor').forEach((cursor) => cursor.remove())"
 HEADER = (
     '<div class="gb gb-header"><b>Glassbox</b><span class="muted">the features a language model thinks in</span></div>'
 )
@@ -90,6 +91,7 @@ def _theme() -> gr.Theme:
         border_color_primary_dark=dark["line"],
         input_background_fill=light["card"],
         input_background_fill_dark=dark["card"],
+        color_accent=light["accent"],
         button_primary_background_fill=light["accent"],
         button_primary_background_fill_dark="#1d7f78",
         button_primary_background_fill_hover="#0d7d77",
@@ -98,13 +100,20 @@ def _theme() -> gr.Theme:
     )
 
 
+def _html(value: str = "", **options: Any) -> gr.HTML:
+    return gr.HTML(value, apply_default_css=False, **options)
+
+
 def build(dictionaries: Sequence[Dictionary]) -> gr.Blocks:
     """Builds the app without serving it."""
     shelf = views.Shelf(dictionaries)
     with gr.Blocks(title="Glassbox", analytics_enabled=False, fill_width=True) as app:
-        gr.HTML(HEADER)
-        many = len(shelf.names) > 1
-        chosen = gr.Dropdown(shelf.names, value=shelf.names[0], label="Dictionary", visible=many, interactive=True)
+        with gr.Row(equal_height=True, elem_id="top"):
+            _html(HEADER, scale=3)
+            many = len(shelf.names) > 1
+            chosen = gr.Dropdown(
+                shelf.names, value=shelf.names[0], label="Dictionary", visible=many, interactive=True, scale=1
+            )
         bridge = gr.HTML("", elem_id="bridge", js_on_load=BRIDGE)
         current = gr.State(None)
         page = gr.State(0)
@@ -113,7 +122,7 @@ def build(dictionaries: Sequence[Dictionary]) -> gr.Blocks:
             with gr.Tab("Features", id="features") as features_tab:
                 listing = _features_tab(shelf, chosen, page)
             with gr.Tab("Feature", id="feature") as feature_tab:
-                shown = gr.HTML(views.feature_page(shelf.get(None), None, ""), elem_id="feature-page")
+                shown = _html(views.feature_page(shelf.get(None), None, ""), elem_id="feature-page")
                 _label_editor(shelf, chosen, current, shown)
             with gr.Tab("Active on a text", id="text") as text_tab:
                 _text_tab(shelf, chosen)
@@ -179,23 +188,27 @@ class _Listing:
     def render(self, query: str, order: str, shown: str, page: int, name: str) -> list[Any]:
         """Returns the list, the line that says where one is, and the page's number."""
         body, page, pages = views.feature_list(self.shelf.get(name), query, order, shown, page, name)
-        where = f'<p class="gb muted small">page {page + 1} of {pages}</p>' if pages > 1 else ""
+        where = f'<div class="gb"><p class="muted small where">page {page + 1} of {pages}</p></div>'
         return [body, where, page]
 
 
 def _features_tab(shelf: views.Shelf, chosen: gr.Dropdown, page: gr.State) -> _Listing:
-    overview = gr.HTML("")
+    overview = _html("")
     with gr.Row(equal_height=True):
         query = gr.Textbox(
-            label="Search", placeholder="a token, part of one, words of an explanation, or a number", scale=4, lines=1
+            label="Search",
+            placeholder="a token, part of one, words of an explanation, or a number",
+            scale=4,
+            lines=1,
+            min_width=300,
         )
         order = gr.Dropdown(list(views.ORDERS), value="Number", label="Order", scale=2)
-        shown = gr.Radio(list(views.SHOWN), value="Live", label="Show", scale=2)
-    table = gr.HTML("", elem_id="feature-list")
-    with gr.Row():
-        previous = gr.Button("Previous", size="sm")
-        label = gr.HTML("")
-        following = gr.Button("Next", size="sm")
+        shown = gr.Dropdown(list(views.SHOWN), value="Live", label="Show", scale=1, min_width=120)
+    table = _html("", elem_id="feature-list")
+    with gr.Row(equal_height=True):
+        previous = gr.Button("← Previous page", size="sm", scale=0, min_width=140)
+        label = _html("")
+        following = gr.Button("Next page →", size="sm", scale=0, min_width=140)
     listing = _Listing(shelf, overview, table, label, page)
     inputs = [query, order, shown, page, chosen]
     outputs = [table, label, page]
@@ -216,7 +229,7 @@ def _features_tab(shelf: views.Shelf, chosen: gr.Dropdown, page: gr.State) -> _L
 
 
 def _label_editor(shelf: views.Shelf, chosen: gr.Dropdown, current: gr.State, shown: gr.HTML) -> None:
-    with gr.Accordion("Name this feature yourself", open=False), gr.Row(equal_height=True):
+    with gr.Accordion("Name this feature yourself", open=False), gr.Row(elem_classes="foot"):
         text = gr.Textbox(label="Label", placeholder="what it stands for", scale=4, lines=1)
         author = gr.Textbox(label="By", placeholder="your name", scale=1, lines=1)
         save = gr.Button("Save", scale=0)
@@ -235,7 +248,7 @@ def _label_editor(shelf: views.Shelf, chosen: gr.Dropdown, current: gr.State, sh
 def _text_tab(shelf: views.Shelf, chosen: gr.Dropdown) -> None:
     text = gr.Textbox(label="Text", lines=5, max_lines=14, placeholder="Paste a few lines", elem_id="active-text")
     run = gr.Button("Show active features", variant="primary", elem_id="active-run")
-    found = gr.HTML("", elem_id="active-result")
+    found = _html("", elem_id="active-result")
     gr.on(
         [run.click],
         lambda name, text: views.active(shelf.get(name), text, name),
@@ -249,13 +262,13 @@ def _text_tab(shelf: views.Shelf, chosen: gr.Dropdown) -> None:
 
 def _steering_tab(shelf: views.Shelf, chosen: gr.Dropdown, steered: gr.State) -> list[Any]:
     """Builds the tab; returns the parts of its slots, which `_drawn` fills."""
-    with gr.Row(equal_height=True):
+    with gr.Row(elem_classes="foot"):
         find = gr.Textbox(label="Feature", placeholder="number or words", scale=4, lines=1, elem_id="steer-find")
         add = gr.Button("Add", scale=0, elem_id="steer-add")
     rows, names, sliders, removers = [], [], [], []
     for number in range(SLOTS):
-        with gr.Row(visible=False, equal_height=True) as row:
-            names.append(gr.HTML("", min_width=240))
+        with gr.Row(visible=False, elem_classes="middle") as row:
+            names.append(_html("", min_width=240))
             sliders.append(
                 gr.Slider(-10, 10, value=3, step=0.25, label="Strength (maxima)", elem_id=f"strength-{number}", scale=2)
             )
@@ -272,8 +285,8 @@ def _steering_tab(shelf: views.Shelf, chosen: gr.Dropdown, steered: gr.State) ->
         run = gr.Button("Write", variant="primary", elem_id="steer-run")
         stop = gr.Button("Stop", elem_id="steer-stop")
     with gr.Row():
-        plain = gr.HTML("", elem_id="steer-plain", min_width=280)
-        changed = gr.HTML("", elem_id="steer-changed", min_width=280)
+        plain = _html("", elem_id="steer-plain", min_width=280)
+        changed = _html("", elem_id="steer-changed", min_width=280)
 
     def include(name: str, ids: list[int], query: str) -> list[Any]:
         dictionary = shelf.get(name)
@@ -326,7 +339,7 @@ def _steering_tab(shelf: views.Shelf, chosen: gr.Dropdown, steered: gr.State) ->
         button.click(remove(position), [chosen, steered, *sliders], [steered, *slots, *sliders], **private)
     inputs = [chosen, steered, mode, prompt, tokens, temperature, seed, *sliders]
     writing = run.click(write, inputs, [plain, changed], **private, **MODEL_QUEUE)
-    stop.click(None, cancels=[writing], api_visibility="private")
+    stop.click(None, cancels=[writing], js=FORGET_CURSORS, api_visibility="private")
     return slots
 
 

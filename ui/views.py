@@ -68,8 +68,8 @@ def overview(dictionary: Dictionary) -> str:
     densities = dictionary.sql("select density from features where not is_dead")["density"].to_pylist()
     chart = figures.svg(figures.density_chart(densities), 120)
     return (
-        f'<div class="gb card columns overview"><div class="stack"><p class="muted small mono">{source}</p>'
-        f'{html.facts(pairs)}</div><div class="wide-only">{chart}</div></div>'
+        f'<div class="gb"><div class="card overview"><div class="stack"><p class="muted small mono">{source}</p>'
+        f'{html.facts(pairs)}</div><div class="wide-only">{chart}</div></div></div>'
     )
 
 
@@ -82,7 +82,7 @@ def feature_list(
         found = find(dictionary, query.strip(), PAGE_FEATURES)
         told = f"{len(found)} found" if len(found) < PAGE_FEATURES else f"the best {len(found)}"
         head = f'<p class="muted small">{told} for <b>{escape(query.strip())}</b></p>'
-        return f'<div class="gb stack">{head}{render.feature_list(found, link)}</div>', 0, 1
+        return f'<div class="gb">{head}{render.feature_list(found, link)}</div>', 0, 1
     page = max(page, 0)
     for start in (page * PAGE_FEATURES, 0):
         if shown == "Silent":
@@ -125,18 +125,24 @@ def _silent(dictionary: Dictionary, start: int) -> tuple[int, list[dict[str, Any
 def feature_page(dictionary: Dictionary, feature: int | None, name: str) -> str:
     """Returns the page of a feature, or says which numbers exist."""
     if feature is None:
-        return '<p class="gb muted">Choose a feature from the list, or search for one.</p>'
+        return '<div class="gb"><p class="muted">Choose a feature from the list, or search for one.</p></div>'
     if not 0 <= feature < dictionary.n_features:
-        last = dictionary.n_features - 1
-        return f'<div class="gb notice">There is no feature {feature}: this dictionary has 0 to {last}.</div>'
-    n_tokens = dictionary.info["n_indexed_tokens"]
-    return render.feature_page(dictionary.feature(feature), dictionary.n_features, n_tokens, render.linker(name))
+        told = f"There is no feature {feature}: this dictionary has 0 to {dictionary.n_features - 1}."
+        return f'<div class="gb"><p class="notice">{told}</p></div>'
+    found = dictionary.feature(feature)
+    return render.feature_page(
+        found,
+        dictionary.n_features,
+        dictionary.info["n_indexed_tokens"],
+        render.linker(name),
+        dictionary.explanations_of([neighbour.feature for neighbour in found.neighbours]),
+    )
 
 
 def active(dictionary: Dictionary, text: str, name: str) -> str:
     """Returns the features that are active on a text, over all of it and token by token."""
     if not text:
-        return '<p class="gb muted">Type or paste a text.</p>'
+        return '<div class="gb"><p class="muted">Type or paste a text.</p></div>'
     found = dictionary.active_on(text, top=ACTIVE_FEATURES)
     shown = {feature for row in found.per_token for feature, _ in row[: render.PER_TOKEN]}
     explanations = dictionary.explanations_of(shown)
@@ -145,10 +151,10 @@ def active(dictionary: Dictionary, text: str, name: str) -> str:
 
 def continuation(prompt: str, text: str, title: str, running: bool) -> str:
     """Returns one side of the steering comparison."""
-    cursor = '<i class="mark">▍</i>' if running else ""
+    cursor = '<i class="mark cursor">▍</i>' if running else ""
     return (
-        f'<div class="gb card stack continuation"><h3>{escape(title)}</h3>'
-        f'<span class="text"><span class="muted">{escape(prompt)}</span>{escape(text)}{cursor}</span></div>'
+        f'<div class="gb"><div class="card stack continuation"><h3>{escape(title)}</h3>'
+        f'<span class="text"><span class="muted">{escape(prompt)}</span>{escape(text)}{cursor}</span></div></div>'
     )
 
 

@@ -145,6 +145,7 @@ class StandIn:
             bottom_logits=[LogitToken(token, i, -1.1 - 0.1 * i) for i, (token, _) in enumerate(logits * 2)],
             neighbours=[Neighbour((number + 11 * i) % N_FEATURES, 0.9 - 0.07 * i) for i in range(1, 9)],
             explanations=self.explanation_texts(number),
+            tokens=[(token, 0.5 / (i + 1), 40) for i, (token, _) in enumerate(logits)] if not dead else [],
         )
 
     def record(self, number: int) -> dict[str, Any]:

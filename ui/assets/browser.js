@@ -1,7 +1,7 @@
 // Navigation without reloads: links become events for Python, and the address always names what is shown.
 (() => {
   if (window.glassbox) return;
-  const state = { dict: null, feature: null, waiting: [] };
+  const state = { dict: null, feature: null, waiting: [], touched: false };
 
   const address = (parts) => {
     const query = new URLSearchParams(window.location.search);
@@ -29,6 +29,9 @@
       state.waiting.splice(0).forEach(trigger);
     },
     tab(name) {
+      // Gradio also says this of the tabs that it opens itself
+      const query = new URLSearchParams(window.location.search);
+      if (!state.touched || name === (query.has("feature") ? "feature" : query.get("tab") || "features")) return;
       if (name === "feature" && state.feature !== null) push({ dict: state.dict, feature: state.feature });
       else push({ dict: state.dict, tab: name === "features" ? null : name });
     },
@@ -38,6 +41,9 @@
       push({ dict: name });
     },
   };
+
+  for (const kind of ["pointerdown", "keydown"])
+    document.addEventListener(kind, () => { state.touched = true; }, { capture: true, once: true });
 
   document.addEventListener("click", (event) => {
     const link = event.target.closest && event.target.closest("a[data-feature], a[data-steer]");

@@ -22,6 +22,7 @@ Link = Callable[[int, str], str]
 
 HEADLINE_EXAMPLES = 5
 PER_TOKEN = 5
+SMALLEST_SHARE = 0.005
 
 
 def plain(_feature: int, shown: str) -> str:
@@ -44,15 +45,23 @@ def frequency(density: float) -> str:
     return f"1 in {round(1 / density):,} tokens" if density > 0 else "never"
 
 
-def feature_page(feature: Feature, n_features: int, n_tokens: int, link: Link) -> str:
-    """Returns the whole page of one feature."""
-    dead = feature.is_dead
-    left = [_explanations(feature), _facts(feature), _histogram(feature), _logits(feature), _neighbours(feature, link)]
-    right = _dead_notice(feature, n_tokens) if dead else _examples(feature)
+def feature_page(
+    feature: Feature, n_features: int, n_tokens: int, link: Link, explanations: Mapping[int, str] | None = None
+) -> str:
+    """Returns the whole page of one feature; `explanations` are its neighbours' where they have any."""
+    left = [
+        _explanations(feature),
+        _facts(feature),
+        _histogram(feature),
+        _tokens(feature),
+        _logits(feature),
+        _neighbours(feature, link, explanations or {}),
+    ]
+    right = _dead_notice(feature, n_tokens) if feature.is_dead else _examples(feature)
     return (
-        f'<article class="gb stack feature-page">{_heading(feature, n_features, link)}'
-        f'<div class="columns"><div class="stack">{"".join(part for part in left if part)}</div>'
-        f'<div class="stack">{right}</div></div></article>'
+        f'<div class="gb"><article class="stack feature-page">{_heading(feature, n_features, link)}'
+        f'<div class="columns"><div class="stack">{"".join(left)}</div>'
+        f'<div class="stack">{right}</div></div></article></div>'
     )
 
 
@@ -111,10 +120,11 @@ def active_features(
     for entry in active.ranked:
         scale = float(maxima[entry.feature]) or entry.max_activation
         shown = highlighted(active.tokens, active.activations(entry.feature), scale, peak=entry.token)
+        number = f"<b>{link(entry.feature, str(entry.feature))}</b>"
+        strength = f"{entry.max_activation:.3g}, {entry.max_activation / scale:.0%} of its maximum"
         ranked.append(
-            f'<div class="card active-feature"><div class="head"><span><b>{link(entry.feature, str(entry.feature))}</b> '
-            f'{escape(entry.explanation)}</span><span class="muted small">{entry.max_activation:.3g}, '
-            f"{entry.max_activation / scale:.0%} of its maximum</span></div>{shown}</div>"
+            f'<div class="card active-feature"><div class="head"><span>{number} {escape(entry.explanation)}</span>'
+            f'<span class="muted small">{strength}</span></div>{shown}</div>'
         )
     tokens = []
     for token, entries in zip(active.tokens, active.per_token, strict=True):
@@ -126,8 +136,8 @@ def active_features(
         tokens.append({"token": chip(token), "features": found or '<span class="muted">none</span>'})
     by_token = table({"token": "Token", "features": "Strongest features"}, tokens, "tight")
     return (
-        '<div class="gb stack"><h3>Features of the whole text</h3>'
-        f'{"".join(ranked) or _nothing()}<h3>Token by token</h3><div class="card">{by_token}</div></div>'
+        '<div class="gb"><div class="stack"><h3>Features of the whole text</h3>'
+        f'{"".join(ranked) or _nothing()}<h3>Token by token</h3><div class="card">{by_token}</div></div></div>'
     )
 
 
@@ -190,14 +200,30 @@ def _logits(feature: Feature) -> str:
     )
 
 
-def _neighbours(feature: Feature, link: Link) -> str:
+def _tokens(feature: Feature) -> str:
+    rows = [
+        {"token": chip(token), "bar": bar(share), "share": f"{share:.0%}"}
+        for token, share, _ in feature.tokens[:8]
+        if share >= SMALLEST_SHARE
+    ]
+    if not rows:
+        return ""
+    listed = table({"token": "", "bar": "", "share": ""}, rows, "tight", numbers=("share",))
+    return f'<section class="card stack"><h3>Where it fires (share of activation)</h3>{listed}</section>'
+
+
+def _neighbours(feature: Feature, link: Link, explanations: Mapping[int, str]) -> str:
     if not feature.neighbours:
         return ""
     rows = [
-        {"feature": link(number, str(number)), "bar": bar(cosine), "cosine": f"{cosine:.2f}"}
+        {
+            "feature": link(number, str(number)),
+            "says": f'<span class="muted">{escape(explanations.get(number, ""))}</span>',
+            "cosine": f"{cosine:.2f}",
+        }
         for number, cosine in feature.neighbours
     ]
-    listed = table({"feature": "", "bar": "", "cosine": ""}, rows, "tight", numbers=("cosine",))
+    listed = table({"feature": "", "says": "", "cosine": ""}, rows, "tight", numbers=("cosine",))
     return f'<section class="card stack"><h3>Nearest directions (cosine)</h3>{listed}</section>'
 
 

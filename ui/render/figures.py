@@ -114,7 +114,8 @@ def svg(chart: Chart, height: int = 150) -> str:
     )
     label = f'<text x="{WIDTH / 2}" y="{bottom + 27}" text-anchor="middle">{escape(chart.x_label)}</text>'
     axis = f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>'
-    peak = f'<text x="{WIDTH - RIGHT}" y="{TOP + 4}" text-anchor="end">{escape(_short(top))} {escape(chart.y_label)}</text>'
+    tallest = escape(f"{_short(top)} {chart.y_label}")
+    peak = f'<text x="{WIDTH - RIGHT}" y="{TOP + 4}" text-anchor="end">{tallest}</text>'
     return (
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(chart.title)}">'
         f"{drawn}{axis}{ticks}{label}{peak if chart.kind == 'line' else ''}</svg>"

@@ -33,6 +33,10 @@ NAMES = {
     "ce_zero": "Cross-entropy with the site set to zero",
     "n_rows": "Rows measured",
 }
+DRAWN = (
+    "Drawn blindly among the live ones, so good and bad appear as they are. A token's colour is the feature's activation "
+    "on it, as a share of the feature's maximum; hover to read the value."
+)
 SHARES = ("dead_frac", "dense_frac")
 
 
@@ -71,9 +75,7 @@ def demo_page(report: DemoReport) -> str:
         f'<section class="pair"><div class="card">{table(columns, metrics, "tight", numbers=("value", "target"))}</div>'
         f'<div class="card">{table({"step": "Step", "time": "Time", "bar": ""}, timings, "tight", numbers=("time",))}'
         "</div></section>"
-        f"<section><h2>{len(report.features)} features, drawn by seed</h2><p class='muted'>Drawn blindly among the live "
-        "ones, so good and bad appear as they are. A token's colour is the feature's activation on it, as a share of the "
-        f"feature's maximum; hover to read the value.</p>{cards}</section>"
+        f"<section><h2>{len(report.features)} features, drawn by seed</h2><p class='muted'>{DRAWN}</p>{cards}</section>"
         f"<section><h2>How it was made</h2><p class='muted'>{_recipe(report)}</p></section>"
     )
     return html.page("Glassbox: features of a run", body)
