@@ -16,7 +16,9 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 
 
-def interleaved(candidates: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 2) -> dict[str, list[float]]:
+def interleaved(
+    candidates: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 2
+) -> dict[str, list[float]]:
     """Times each candidate `repeats` times in turn, so that a change in the machine's speed meets all; seconds."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(warmup + repeats):
@@ -51,7 +53,9 @@ def environment() -> dict[str, Any]:
         ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
     )
     return {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -85,12 +85,14 @@ def measure(case: dict[str, int], device: str, repeats: int) -> dict[str, object
 
 def check_parity(trainer: _Trainer, x: Tensor) -> None:
     """Compares the sparse step's loss and gradients with autograd's before anything is timed."""
-    settings = dict(auxk_k=trainer.config.sae.auxk_latents, auxk_alpha=trainer.config.sae.auxk_alpha)
+    auxk_k, auxk_alpha = trainer.config.sae.auxk_latents, trainer.config.sae.auxk_alpha
     dead = trainer.silent_rows >= trainer.config.dead_after_rows
     x = x * trainer.scale
-    result = sparse_step(trainer.parameters, x, trainer.config.sae.active, dead=dead, **settings)
+    result = sparse_step(
+        trainer.parameters, x, trainer.config.sae.active, dead=dead, auxk_k=auxk_k, auxk_alpha=auxk_alpha
+    )
     leaves = Parameters(*(value.clone().requires_grad_() for value in trainer.parameters))
-    loss = reference_loss(leaves, x, trainer.config.sae.active, dead=dead, **settings)
+    loss = reference_loss(leaves, x, trainer.config.sae.active, dead=dead, auxk_k=auxk_k, auxk_alpha=auxk_alpha)
     gradients = torch.autograd.grad(loss, leaves)
     torch.testing.assert_close(result.loss, loss.detach(), rtol=1e-4, atol=1e-6)
     for got, expected in zip(result.gradients, gradients, strict=True):

@@ -27,7 +27,7 @@ class ConfigError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice (plain YAML keeps the last one silently) and reads `3e-4` as a number."""
+    """SafeLoader that refuses a key given twice (plain YAML keeps the last silently) and reads `3e-4` as a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -84,15 +84,16 @@ def _apply(content: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         raise ConfigError(f"override `{override}` has a value that is no YAML: quote it") from error
     place: Any = content
-    for depth, key in enumerate(keys):
+    for depth, name in enumerate(keys):
+        key: Any = name
         last = depth == len(keys) - 1
         if isinstance(place, list):
-            if not key.isdigit() or int(key) >= len(place):
+            if not name.isdigit() or int(name) >= len(place):
                 raise ConfigError(
                     f"override `{override}`: `{key}` is no index into the {len(place)} entries of "
                     f"`{'.'.join(keys[:depth])}`: use 0 to {len(place) - 1}"
                 )
-            key = int(key)
+            key = int(name)
         elif not isinstance(place, dict):
             raise ConfigError(f"override `{override}`: `{'.'.join(keys[:depth])}` is a plain value, expected a section")
         if last:

@@ -1,6 +1,6 @@
 """Sparse autoencoders: architectures, training, evaluation, checkpoints.
 
-    from sae import SAE, SAEConfig, TrainConfig, train, evaluate
+from sae import SAE, SAEConfig, TrainConfig, train, evaluate
 """
 
 import pathlib

@@ -28,7 +28,7 @@ class SAEConfig:
     architecture: str = "topk"
     """Name of the architecture, as in SAELens's `cfg.json`."""
     normalize_activations: Normalization = "expected_average_only_in"
-    """Scale inputs to mean norm √d_in while training (estimated from the first batch; folded into the saved weights)."""
+    """Scale inputs to mean norm √d_in while training (by the first batch; folded into the saved weights)."""
     normalize_decoder: bool = True
     """Keep decoder rows at unit norm."""
     decoder_bias_init: Literal["mean", "zeros"] = "mean"
@@ -92,7 +92,7 @@ class TrainSettings:
     clip_norm: float | None = None
     """Largest norm of the whole gradient; none leaves it as it is."""
     dead_after_tokens: int | None = None
-    """Rows without an activation after which a latent counts as dead; default a tenth of the run, at most 10 million."""
+    """Rows of silence after which a latent counts as dead; default a tenth of the run, at most 10 million."""
     checkpoint_every_steps: int = 1000
     """Steps between checkpoints of the exact-resume state."""
     log_every_steps: int = 50

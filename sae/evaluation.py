@@ -165,12 +165,18 @@ def _downstream(sae: SAE, lm: Any, tokens: Iterable[Tensor]) -> dict[str, Any]:
             log_clean = clean[:, :-1].log_softmax(-1)
             log_replaced = replaced[:, :-1].log_softmax(-1)
             kl = (log_clean.exp() * (log_clean - log_replaced)).sum(-1)
-            losses = [_nll(log_clean, targets), _nll(log_replaced, targets), _nll(ablated[:, :-1].log_softmax(-1), targets)]
+            losses = [
+                _nll(log_clean, targets),
+                _nll(log_replaced, targets),
+                _nll(ablated[:, :-1].log_softmax(-1), targets),
+            ]
             sums += torch.stack([value.double().sum().cpu() for value in (*losses, kl)])
             count += targets.numel()
             advance(batch.numel())
     if not count:
-        raise ValueError("evaluate got no tokens, expected batches of [batch, seq] with seq of at least 2: check the data")
+        raise ValueError(
+            "evaluate got no tokens, expected batches of [batch, seq] with seq of at least 2: check the data"
+        )
     clean_ce, sae_ce, zero_ce, kl_mean = (sums / count).tolist()
     return {
         "ce_clean": clean_ce,

@@ -122,7 +122,7 @@ def load(path: Path) -> SAE:
     if missing:
         found = ", ".join(sorted(file.name for file in path.iterdir())[:6]) or "nothing"
         raise FileNotFoundError(
-            f"{path} holds {found}, expected {CONFIG} and {WEIGHTS}: give the folder of one SAE, whole and in SAELens format"
+            f"{path} holds {found}, expected {CONFIG} and {WEIGHTS}: give the folder of one SAE in SAELens format"
         )
     try:
         content = json.loads((path / CONFIG).read_text(encoding="utf-8"))
@@ -142,8 +142,7 @@ def _from_saelens(path: Path, content: dict[str, Any]) -> SAE:
     }.items():
         if content.get(key, supported) != supported:
             raise ValueError(
-                f"{path / CONFIG} says {key}={content[key]!r}, expected {supported!r}: SAEs with this setting cannot be "
-                "opened yet"
+                f"{path / CONFIG} says {key}={content[key]!r}, expected {supported!r}: such SAEs cannot be opened yet"
             )
     try:
         config = SAEConfig(
@@ -168,8 +167,8 @@ def _from_saelens(path: Path, content: dict[str, Any]) -> SAE:
         got = tuple(weights[name].shape) if name in weights else None
         if got != shape:
             raise ValueError(
-                f"{path / WEIGHTS} holds {name} of shape {got}, expected {shape} by {CONFIG}: the two files do not belong "
-                "together"
+                f"{path / WEIGHTS} holds {name} of shape {got}, expected {shape} by {CONFIG}: the two files "
+                "do not belong together"
             )
         value = weights[name].T if name == "W_enc" else weights[name]
         if not torch.isfinite(value).all():

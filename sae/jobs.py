@@ -43,7 +43,9 @@ def _sites(entry: Mapping[str, Any], number: int) -> list[str]:
     sites = entry.get("sites")
     named = [sites] if isinstance(sites, str) else sites
     if not named or not all(isinstance(site, str) for site in named):
-        raise ValueError(f"saes.{number} names sites={sites!r}, expected one or more: add for example sites: [resid_post.3]")
+        raise ValueError(
+            f"saes.{number} names sites={sites!r}, expected one or more: add for example sites: [resid_post.3]"
+        )
     return list(named)
 
 

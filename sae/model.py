@@ -17,6 +17,7 @@ from sae.codes import Codes
 from sae.config import SAEConfig
 from sae.step import select, strongest_latents
 
+
 class SAE(nn.Module):
     """A sparse autoencoder over activations of width `d_in` with `d_sae` latents.
 

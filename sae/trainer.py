@@ -8,7 +8,7 @@ SAELens layout, `metrics.jsonl`, `config.yaml`, `provenance.json`, and `state/`,
 3. Each step: sparse loss and gradients (`sae.step`), decoder gradients projected off the unit sphere's normal, Adam,
    decoder renormalised, counters of silent latents.
 4. Every `checkpoint_every_steps`: one atomic file with weights, moments, counters, the position in the rows and, where
-   the rows offer `state()` / `restore()`, their own state. A resumed run ends with the same bits as an uninterrupted one.
+   the rows offer `state()` / `restore()`, their own state. A resumed run ends with the bits of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def train(
     run = _Run(config, dict(metadata or {}))
     if run.has_content() and not resume:
         raise FileExistsError(
-            f"{config.out} holds a run already, expected an empty folder: pass resume=True (--resume) to go on with it, or "
-            "choose another out"
+            f"{config.out} holds a run already, expected an empty folder: pass resume=True (--resume) to go on, "
+            "or choose another out"
         )
     finished = run.finished_result() if resume else None
     return finished or run.execute(rows)
@@ -125,8 +125,8 @@ class _Run:
         for key, value in mine.items():
             if saved.get(key) != value:
                 raise ValueError(
-                    f"{where} was trained with {key}={saved.get(key)!r}, this config says {value!r}: choose another out, or "
-                    "restore the setting"
+                    f"{where} was trained with {key}={saved.get(key)!r}, this config says {value!r}: "
+                    "choose another out, or restore the setting"
                 )
 
     def execute(self, rows: Iterable[Tensor]) -> TrainResult:
@@ -189,7 +189,7 @@ class _Run:
         try:
             with safe_open(self.state_path, framework="pt") as stored:
                 self._check_same_config(json.loads(stored.metadata()["config"]), self.state_path)
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}
         except SafetensorError as error:
             raise ValueError(f"{self.state_path} is no whole state ({error}): delete it to start afresh") from error
         trainer.restore({name: value for name, value in tensors.items() if not name.startswith("rows/")})
@@ -274,8 +274,8 @@ class _Batches:
             return next(self._iterator)
         except StopIteration:
             raise ValueError(
-                f"the rows ended after {self._consumed + self._left_rows}, expected total_rows={self._total_rows}: give "
-                "more rows or lower total_rows"
+                f"the rows ended after {self._consumed + self._left_rows}, expected total_rows={self._total_rows}: "
+                "give more rows or lower total_rows"
             ) from None
 
     def _add(self, piece: Tensor) -> None:
@@ -309,9 +309,7 @@ class _Batches:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         self._consumed = int(state["consumed"])
-        source = {
-            name.removeprefix("source/"): value for name, value in state.items() if name.startswith("source/")
-        }
+        source = {name.removeprefix("source/"): value for name, value in state.items() if name.startswith("source/")}
         if source and hasattr(self._source, "restore"):
             self._source.restore(source)  # pyright: ignore[reportAttributeAccessIssue]
             left = state["left"]

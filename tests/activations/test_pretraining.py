@@ -121,12 +121,8 @@ def test_trigram_probabilities_sum_to_one_and_learn_a_pattern() -> None:
 def test_overlapping_windows_score_each_token_with_half_a_context() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
-            num_key_value_heads=1, max_position_embeddings=64,
-        )  # fmt: skip
-    ).eval()
+    sizes = dict(vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1, max_position_embeddings=64)
+    model = LlamaForCausalLM(LlamaConfig(num_attention_heads=1, num_key_value_heads=1, **sizes)).eval()
     stream = np.random.default_rng(0).integers(0, 20, 45)
     nats = token_nats(model, stream, context_tokens=16, batch_rows=2)
     tokens = torch.from_numpy(stream)

@@ -23,7 +23,10 @@ def test_lists_make_variants_at_every_site() -> None:
 
 def test_train_settings_of_an_entry_win_over_the_section() -> None:
     jobs = expand({"sites": "resid_post.1", "d_sae": 16, "k": 2, "seed": [0, 1], "lr": 5e-3})
-    assert [(job.settings.seed, job.settings.lr, job.settings.batch_rows) for job in jobs] == [(0, 5e-3, 64), (1, 5e-3, 64)]
+    assert [(job.settings.seed, job.settings.lr, job.settings.batch_rows) for job in jobs] == [
+        (0, 5e-3, 64),
+        (1, 5e-3, 64),
+    ]
     assert jobs[1].train_config(640, "x").seed == 1
 
 

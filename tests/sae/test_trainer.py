@@ -43,7 +43,9 @@ def weights(path: Path) -> bytes:
 
 
 def test_planted_features_are_recovered(tmp_path: Path) -> None:
-    result = train(config(tmp_path, total_rows=256 * 600, sae=SAEConfig(d_in=32, d_sae=96, k=8)), planted.rows(256 * 600, TRUE))
+    result = train(
+        config(tmp_path, total_rows=256 * 600, sae=SAEConfig(d_in=32, d_sae=96, k=8)), planted.rows(256 * 600, TRUE)
+    )
     learned = torch.nn.functional.normalize(result.sae.W_dec.detach(), dim=1)
     best = (TRUE @ learned.T).max(1).values
     assert (best > 0.9).float().mean() > 0.9, f"only {(best > 0.9).float().mean():.0%} of the true features were found"
