@@ -36,7 +36,7 @@ def progress(title: str, total: float | None, unit: str, done: float = 0) -> Ite
         TextColumn("{task.fields[note]}", style="dim"),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task: TaskID = bar.add_task(title, total=total, completed=done, rate="", note="")
+        task: TaskID = bar.add_task(title, total=total, completed=int(done), rate="", note="")
 
         def advance(amount: float, note: str = "") -> None:
             speed = bar.tasks[task].speed
