@@ -10,17 +10,18 @@ import json
 import threading
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from features import labels, search
 from features.labels import Explanation
 from features.search import SearchHit
 from features.store import Store
+from features.text import Text
 
 if TYPE_CHECKING:
     from activations import LanguageModel
@@ -194,8 +195,7 @@ class Dictionary:
         self._lm: LanguageModel | None = None
         self._sae: SAE | None = None
         self._lock = threading.RLock()
-        self._text = _Text(store)
-        self._maxima: np.ndarray | None = None
+        self.text = Text(store)
 
     @classmethod
     def open(cls, path: str | Path, model: str | Path | LanguageModel | None = None) -> Dictionary:
@@ -236,7 +236,8 @@ class Dictionary:
             ValueError: its weights are not those that the dictionary was built with.
         """
         with self._lock:
-            if self._lm is None:
+            lm = self._lm
+            if lm is None:
                 from activations import LanguageModel
 
                 recorded = self.info["model"]
@@ -250,16 +251,14 @@ class Dictionary:
                         f"model {lm.name} has weight hash {lm.weight_hash()[:12]}, dictionary {self.name} was built "
                         f"with {recorded['weight_hash'][:12]} ({recorded['name']}): open it with that model"
                     )
-                self._lm = lm
                 self.sae.to(lm.device)
-            return self._lm
+                self._lm = lm
+            return lm
 
-    @property
+    @cached_property
     def max_activations(self) -> np.ndarray:
         """float32 [n_features]: each feature's largest activation, 0 for dead ones."""
-        if self._maxima is None:
-            self._maxima = self.store.query("select max_activation from features order by feature")[0].to_numpy()
-        return self._maxima
+        return self.store.query("select max_activation from features order by feature")[0].to_numpy()
 
     def check_feature(self, feature: int) -> int:
         """Returns the id as an int; refuses ids that the dictionary does not have."""
@@ -368,7 +367,7 @@ class Dictionary:
 
     def search(self, query: str, limit: int = 20) -> list[SearchHit]:
         """Features whose tokens, text or explanation match `query`: a token, part of one, or a phrase."""
-        return search.search(self.store, self._text, query, limit)
+        return search.search(self.store, self.text, query, limit)
 
     def active_on(self, text: str, top: int = 10) -> ActiveFeatures:
         """Runs the model on `text`: each token's strongest features, and the features ranked over the text.
@@ -458,11 +457,11 @@ class Dictionary:
         stratum: int,
         rank: int,
     ) -> Example:
-        window = self._text.window(document, position, before, after)
+        window = self.text.window(document, position, before, after)
         return Example(
             feature=feature,
             document=document,
-            document_name=self._text.name(document),
+            document_name=self.text.name(document),
             position=position,
             activation=activation,
             stratum=stratum,
@@ -484,90 +483,6 @@ class _FeatureEvents(NamedTuple):
         wanted = positions.astype(np.int64) | document << 32
         place = np.minimum(np.searchsorted(self.keys, wanted), self.keys.size - 1)
         return np.where(self.keys[place] == wanted, self.activations[place], 0.0).astype(float).tolist()
-
-
-class _Window(NamedTuple):
-    tokens: list[str]
-    positions: np.ndarray
-    center: int
-
-
-class _Text:
-    """The indexed text by token number, read in row groups that stay in memory."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._lock = threading.Lock()
-        self._columns: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self._documents: dict[str, Any] | None = None
-        self._vocabulary: list[str] | None = None
-        self._file: pq.ParquetFile | None = None
-
-    @property
-    def documents(self) -> dict[str, Any]:
-        """Columns of the table documents: document, name, n_tokens, first_token."""
-        if self._documents is None:
-            table = pq.read_table(self._store.build / "documents.parquet", partitioning=None)
-            self._documents = {
-                "document": table["document"].to_numpy(),
-                "name": table["name"].to_pylist(),
-                "n_tokens": table["n_tokens"].to_numpy(),
-                "first_token": table["first_token"].to_numpy(),
-            }
-        return self._documents
-
-    @property
-    def vocabulary(self) -> list[str]:
-        """The text of each token id."""
-        if self._vocabulary is None:
-            table = pq.read_table(self._store.build / "vocabulary.parquet", columns=["token"], partitioning=None)
-            self._vocabulary = table["token"].to_pylist()
-        return self._vocabulary
-
-    def name(self, document: int) -> str:
-        """Where a document comes from."""
-        return self.documents["name"][self._row(document)]
-
-    def window(self, document: int, position: int, before: int, after: int) -> _Window:
-        """The tokens around a position, cut at the document's ends."""
-        row = self._row(document)
-        start = int(self.documents["first_token"][row])
-        stop = start + int(self.documents["n_tokens"][row])
-        # positions rise by one from the document's first token, save where a packer leaves some out
-        guess = start + position - int(self.read(start, start + 1)[1][0])
-        center = min(max(guess, start), stop - 1)
-        if int(self.read(center, center + 1)[1][0]) != position:
-            positions = self.read(start, stop)[1]
-            center = start + int(np.searchsorted(positions, position))
-        first, last = max(start, center - max(before, 0)), min(stop, center + max(after, 0) + 1)
-        ids, positions = self.read(first, last)
-        return _Window([self.vocabulary[i] for i in ids], positions, center - first)
-
-    def read(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """(token ids, positions) of the tokens numbered first ≤ n < last."""
-        from features.index import TOKEN_ROW_GROUP
-
-        groups = range(first // TOKEN_ROW_GROUP, max(first, last - 1) // TOKEN_ROW_GROUP + 1)
-        parts = [self._group(group) for group in groups]
-        offset = first - groups[0] * TOKEN_ROW_GROUP
-        return tuple(np.concatenate([part[i] for part in parts])[offset : offset + last - first] for i in (0, 1))  # pyright: ignore[reportReturnType]
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of the text."""
-        return int(self._store.info["n_tokens"])
-
-    def _group(self, group: int) -> tuple[np.ndarray, np.ndarray]:
-        with self._lock:
-            if group not in self._columns:
-                if self._file is None:
-                    self._file = pq.ParquetFile(self._store.build / "token_ids.parquet")
-                table = self._file.read_row_group(group, columns=["token_id", "position"])
-                self._columns[group] = table["token_id"].to_numpy(), table["position"].to_numpy()
-            return self._columns[group]
-
-    def _row(self, document: int) -> int:
-        return int(np.searchsorted(self.documents["document"], document))
 
 
 def _histogram(bins: list[dict[str, Any]]) -> Histogram:

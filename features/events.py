@@ -152,3 +152,28 @@ def split_features(counts: np.ndarray, max_events: int, max_features: int) -> It
         last = min(max(last, first + 1), first + max_features, counts.size)
         yield first, last
         first = last
+
+
+@dataclass(frozen=True)
+class StoredEvents:
+    """Rows of the table events as columns."""
+
+    features: np.ndarray
+    documents: np.ndarray
+    positions: np.ndarray
+    activations: np.ndarray
+
+
+def read_events(path: Path, start: int, stop: int) -> StoredEvents:
+    """Reads the rows start ≤ n < stop of the table events."""
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path)
+    sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    ends = np.cumsum(sizes)
+    first, last = (int(np.searchsorted(ends, row, side="right")) for row in (start, stop - 1))
+    groups = list(range(first, last + 1)) if stop > start else []
+    table = file.read_row_groups(groups)
+    offset = start - (int(ends[first]) - sizes[first]) if groups else 0
+    table = table.slice(offset, stop - start)
+    return StoredEvents(*(table[name].to_numpy() for name in ("feature", "document", "position", "activation")))

@@ -38,13 +38,13 @@ from features import geometry, schema
 from features.events import EventRange, EventSpill
 from features.examples import choose_examples, order_by_activation, rank_within
 from features.store import FORMAT, MANIFEST, describe_files, read_manifest, write_json
+from features.text import TOKEN_ROW_GROUP
 
 BINS_PER_OCTAVE = 4
 N_BINS = 40 * BINS_PER_OCTAVE  # from 2⁻²⁰ to 2²⁰
 _BIN_SHIFT = 21  # of a float32's 23 bits of mantissa, two stay
 _FIRST_BIN = (127 - 20) << (23 - _BIN_SHIFT)
 EVENT_ROW_GROUP = 65_536
-TOKEN_ROW_GROUP = 65_536
 SPILL_BYTES_PER_EVENT = 12
 
 
@@ -160,8 +160,9 @@ def arrange_corpus(rows: Any, special_ids: frozenset[int], total_tokens: int | N
 
 def _in_order(documents: np.ndarray, positions: np.ndarray) -> bool:
     real = documents >= 0
-    key = documents[real].astype(np.int64) << 32 | positions[real].astype(np.int64)
-    return bool(np.all(key[1:] > key[:-1]))
+    document, position = documents[real].astype(np.int64), positions[real].astype(np.int64)
+    step = np.diff(document)
+    return bool(np.all((step > 0) | ((step == 0) & (np.diff(position) == 1))))
 
 
 def encode_events(
@@ -200,7 +201,7 @@ def encode_events(
         else:
             flat = is_event.reshape(-1)
             events = indices[is_event], row_of[flat], values[is_event]
-        yield *events, int((corpus.ordinal_of[rows] >= 0).sum())
+        yield events[0], events[1], events[2], int((corpus.ordinal_of[rows] >= 0).sum())
 
 
 def _check_finite(x: torch.Tensor, site: str, ordinals: np.ndarray, corpus: Corpus) -> None:

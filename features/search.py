@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from features.store import Store
+from features.text import Text
 
 PHRASE_TOKENS = 20_000_000
 PHRASE_PLACES = 2_000
@@ -55,7 +56,7 @@ class SearchHit:
         return json.dumps(asdict(self), ensure_ascii=False)
 
 
-def search(store: Store, text: Any, query: str, limit: int) -> list[SearchHit]:
+def search(store: Store, text: Text, query: str, limit: int) -> list[SearchHit]:
     """Finds features for a query; an empty query finds nothing."""
     wanted = query.strip()
     if not wanted or limit < 1:
@@ -90,7 +91,7 @@ def _in_words(store: Store, query: str, limit: int) -> list[tuple[int, float, st
     ]
 
 
-def _in_tokens(store: Store, text: Any, query: str, limit: int) -> list[tuple[int, float, str]]:
+def _in_tokens(store: Store, text: Text, query: str, limit: int) -> list[tuple[int, float, str]]:
     wanted = query.strip().lower()
     exact, part = [], []
     for token_id, token in enumerate(text.vocabulary):
@@ -105,7 +106,7 @@ def _in_tokens(store: Store, text: Any, query: str, limit: int) -> list[tuple[in
     return hits if exact or part else _in_phrase(store, text, query, limit)
 
 
-def _features_at(store: Store, text: Any, token_ids: list[int], limit: int) -> list[tuple[int, float, str]]:
+def _features_at(store: Store, text: Text, token_ids: list[int], limit: int) -> list[tuple[int, float, str]]:
     rows = store.query(
         """
         select feature, sum(mass) as share, arg_max(token_id, mass) as token_id
@@ -120,9 +121,10 @@ def _features_at(store: Store, text: Any, token_ids: list[int], limit: int) -> l
     ]
 
 
-def _in_phrase(store: Store, text: Any, phrase: str, limit: int) -> list[tuple[int, float, str]]:
+def _in_phrase(store: Store, text: Text, phrase: str, limit: int) -> list[tuple[int, float, str]]:
     """Features that are active inside the phrase, weighted by how rare they are elsewhere."""
-    ids, positions = text.read(0, min(text.n_tokens, PHRASE_TOKENS))
+    ids = text.column("token_id", 0, min(text.n_tokens, PHRASE_TOKENS))
+    positions = text.column("position", 0, ids.size)
     lengths = np.array([len(token) for token in text.vocabulary])
     ends = np.cumsum(lengths[ids])
     corpus = "".join(text.vocabulary[i] for i in ids).lower()
@@ -137,8 +139,8 @@ def _in_phrase(store: Store, text: Any, phrase: str, limit: int) -> list[tuple[i
     first = np.searchsorted(ends, np.array(places), side="right")
     last = np.searchsorted(ends, np.array(places) + len(wanted) - 1, side="right")
     ordinals = np.concatenate([np.arange(a, b + 1) for a, b in zip(first, last, strict=True)])
-    row = np.searchsorted(text.documents["first_token"], ordinals, side="right") - 1
-    document = text.documents["document"][row]
+    row = np.searchsorted(text.documents.first_token, ordinals, side="right") - 1
+    document = text.documents.ids[row]
     rows = store.query(
         """
         with places as (

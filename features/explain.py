@@ -1,0 +1,474 @@
+"""Explanations without a language model: which simple rule about tokens predicts where a feature is active.
+
+Enters: an opened dictionary. Leaves: for every live feature a short text, the rule behind it and the rule's score,
+written to the labels database.
+
+1. Documents are divided three ways: fit, choose, test (small corpora: blocks of text instead of documents).
+2. For each kind of attribute (`features.attributes`: the token, the one before, the line, the region, …) the activation
+   mass of each category is held against how often the category occurs. Categories ordered by expected activation give
+   nested rules "active where the attribute is one of S"; S maximises the harmonic mean of
+       recall    = share of the activation mass that S covers
+       precision = mass in S / (occurrences of S · the feature's mean activation), at most 1
+   on the fit part: precision asks that the feature be active at S as strongly as it usually is.
+3. The attribute is the one whose rule does best on the choose part, with a slight preference for plain and small rules.
+4. The score is measured on the test part: AUC of the expected activation of each token's category as a predictor of
+   whether the feature is active, and balanced accuracy of S itself.
+
+All of it is counting over sorted keys, for all features of a range at once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from activations.progress import progress
+from features import labels, schema
+from features.attributes import Attribute, Tokens, attributes_of
+from features.dictionary import Dictionary
+from features.events import StoredEvents, read_events, split_features
+from features.examples import order_by_activation
+from features.index import group_events
+from features.phrases import Member, quoted, rule_text
+
+METHOD = "token-statistics"
+FIT, CHOOSE, TEST = 0, 1, 2
+SPLITS = 3
+RULE_MEMBERS = 256
+WHOLE_DOCUMENTS_FROM = 24
+BLOCK_TOKENS = 1024
+
+PREFERENCE = {
+    "token": 1.0,
+    "class": 0.97,
+    "region": 0.97,
+    "place": 0.97,
+    "line": 0.97,
+    "previous": 0.97,
+    "word": 0.96,
+    "pair": 0.95,
+    "previous two": 0.95,
+    "line and token": 0.93,
+    "region and token": 0.93,
+    "line and class": 0.92,
+    "region and class": 0.92,
+    "next": 0.9,
+}
+COST_PER_DOUBLING = 0.025
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainConfig:
+    """How explanations are made."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    sample_tokens: int = 600_000
+    """Tokens of the indexed text that rules are fitted and tested on, whole documents drawn by seed."""
+    min_events: int = 4
+    """Activations in the fitted part below which no rule is sought and the feature counts as rare."""
+    seed: int = 0
+    """Seed of the documents drawn and of their division."""
+
+    def __post_init__(self) -> None:
+        if self.sample_tokens < 1 or self.min_events < 1:
+            raise ValueError(
+                f"explain.sample_tokens={self.sample_tokens} and explain.min_events={self.min_events}, expected at "
+                "least 1 each: raise them"
+            )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule about tokens: the feature is active where the attribute is one of the keys."""
+
+    attribute: str
+    keys: list[Any]
+    """Categories, from the highest expected activation; token ids, words or names (`features.attributes`)."""
+    activations: list[float]
+    """Expected activation at each of them."""
+    precision: float
+    recall: float
+
+    @classmethod
+    def from_json(cls, text: str) -> Rule:
+        content = json.loads(text)
+        content["keys"] = [tuple(key) if isinstance(key, list) else key for key in content["keys"]]
+        return cls(**content)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    def predict(self, tokens: Tokens, vocabulary: list[str]) -> np.ndarray:
+        """float64 [n]: expected activation at each token, 0 where the rule does not apply."""
+        attribute = next(a for a in attributes_of(tokens, vocabulary) if a.name == self.attribute)
+        expected = dict(zip(self.keys, self.activations, strict=True))
+        return np.array([expected.get(key, 0.0) for key in attribute.keys])[attribute.categories]
+
+
+@dataclass(frozen=True)
+class ExplainReport:
+    """What an explanation run wrote."""
+
+    explained: int
+    rare: int
+    dead: int
+    median_auc: float | None
+    median_balanced_accuracy: float | None
+    attributes: dict[str, int]
+    """Features by the attribute of their rule."""
+    seconds: float
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [{"rule about": name, "features": n} for name, n in self.attributes.items()]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def explain(dictionary: Dictionary, config: ExplainConfig | None = None) -> ExplainReport:
+    """Explains every live feature of the dictionary and writes texts and scores into its labels database."""
+    config = config or ExplainConfig()
+    started = time.perf_counter()
+    store = dictionary.store
+    sample = _Sample(dictionary, config)
+    facts = store.query("select feature, count, is_dead, first_event from features order by feature")
+    counts, first_event = facts["count"].to_numpy(), facts["first_event"].to_numpy()
+    created = labels.now()
+    explanations: list[dict[str, Any]] = []
+    scores: list[dict[str, Any]] = []
+    with progress("explain", counts.size, "features") as advance:
+        for first, last in split_features(counts, 4_000_000, 512):
+            start, stop = int(first_event[first]), int(first_event[last - 1] + counts[last - 1])
+            events = sample.events(first, last, read_events(store.build / "events.parquet", start, stop))
+            fitted = [_Fit(attribute, events, sample) for attribute in sample.attributes]
+            promoted = _promoted(dictionary, first, last)
+            for local in np.flatnonzero(counts[first:last] > 0).tolist():
+                feature = first + local
+                written = _explain_one(
+                    local, fitted, sample, config, int(counts[feature]), promoted.get(feature, []), events
+                )
+                base = {"feature": feature, "method": METHOD, "created": created}
+                explanations.append(
+                    base
+                    | {"text": written.text, "rule": written.rule, "score": written.auc, "author": "glassbox"}
+                    | {"attribute": written.attribute}
+                )
+                for scorer, score in (("auc", written.auc), ("balanced_accuracy", written.balanced_accuracy)):
+                    if score is not None:
+                        scores.append(base | {"scorer": scorer, "score": score})
+            advance(last - first)
+    labels.write_explanations(
+        store, pa.Table.from_pylist(explanations, schema=schema.TABLES["explanations"].arrow_schema()), METHOD
+    )
+    labels.write_scores(store, pa.Table.from_pylist(scores, schema=schema.TABLES["scores"].arrow_schema()), METHOD)
+    kinds = Counter(row["attribute"] for row in explanations)
+    rare = kinds.pop("rare", 0)
+
+    def median(scorer: str) -> float | None:
+        found = [row["score"] for row in scores if row["scorer"] == scorer]
+        return float(np.median(found)) if found else None
+
+    return ExplainReport(
+        explained=len(explanations),
+        rare=rare,
+        dead=int((counts == 0).sum()),
+        median_auc=median("auc"),
+        median_balanced_accuracy=median("balanced_accuracy"),
+        attributes=dict(kinds.most_common()),
+        seconds=round(time.perf_counter() - started, 2),
+    )
+
+
+@dataclass(frozen=True)
+class _Events:
+    """A range's events inside the sample."""
+
+    n: int
+    features: np.ndarray
+    places: np.ndarray
+    """Index of the token in the sample."""
+    activations: np.ndarray
+    splits: np.ndarray
+
+    def totals(self, weights: np.ndarray | None) -> np.ndarray:
+        """float64 [n, splits]: sum of weights (or number) of each feature's events per split."""
+        keys = self.features * SPLITS + self.splits
+        return np.bincount(keys, weights, minlength=self.n * SPLITS).reshape(self.n, SPLITS).astype(float)
+
+
+class _Sample:
+    """The tokens that rules are fitted and tested on, with their attributes."""
+
+    def __init__(self, dictionary: Dictionary, config: ExplainConfig) -> None:
+        text = dictionary.text
+        documents = text.documents
+        rng = np.random.default_rng(config.seed)
+        order = rng.permutation(documents.ids.size)
+        before = np.cumsum(documents.n_tokens[order]) - documents.n_tokens[order]
+        rows = np.sort(order[before < config.sample_tokens])
+        # the last document may be long: what exceeds the sample is cut off
+        budget = config.sample_tokens
+        pieces: list[np.ndarray] = []
+        kept_rows: list[int] = []
+        for row in rows.tolist():
+            length = min(int(documents.n_tokens[row]), budget)
+            if length > 0:
+                pieces.append(int(documents.first_token[row]) + np.arange(length))
+                kept_rows.append(row)
+                budget -= length
+        ordinals = np.concatenate(pieces)
+        self.ordinals = ordinals
+        self.index_of = np.full(text.n_tokens, -1, dtype=np.int64)
+        self.index_of[ordinals] = np.arange(ordinals.size)
+        self.text = text
+        row_of = np.repeat(np.array(kept_rows), [piece.size for piece in pieces])
+        self.vocabulary = text.vocabulary
+        self.tokens = Tokens(
+            text.column("token_id")[ordinals],
+            row_of,
+            text.column("context_position")[ordinals],
+            [documents.names[row] for row in kept_rows],
+        )
+        unit = row_of if documents.ids.size >= WHOLE_DOCUMENTS_FROM else ordinals // BLOCK_TOKENS
+        share = rng.permutation(int(unit.max()) + 1) % 5
+        self.splits = np.where(share < 3, FIT, np.where(share == 3, CHOOSE, TEST))[unit]
+        self.is_indexed = text.column("is_indexed")[ordinals]
+        self.attributes = attributes_of(self.tokens, self.vocabulary)
+        counted = self.splits[self.is_indexed]
+        self.split_tokens = np.bincount(counted, minlength=SPLITS).astype(float)
+        self.background = {
+            attribute.name: np.bincount(
+                attribute.categories[self.is_indexed] * SPLITS + counted, minlength=attribute.size * SPLITS
+            )
+            .reshape(attribute.size, SPLITS)
+            .astype(float)
+            for attribute in self.attributes
+        }
+
+    def events(self, first: int, last: int, read: StoredEvents) -> _Events:
+        """The events of a range of features that lie in the sample."""
+        places = self.index_of[self.text.ordinals(read.documents, read.positions)]
+        kept = places >= 0
+        places = places[kept]
+        return _Events(
+            last - first,
+            (read.features[kept] - first).astype(np.int64),
+            places,
+            read.activations[kept].astype(np.float64),
+            self.splits[places],
+        )
+
+
+class _Fit:
+    """The best rule of each feature of a range about one attribute."""
+
+    def __init__(self, attribute: Attribute, events: _Events, sample: _Sample) -> None:
+        self.attribute = attribute
+        n, size = events.n, attribute.size
+        keys = (events.features * size + attribute.categories[events.places]) * SPLITS + events.splits
+        keys, counts, mass = group_events(keys, events.activations, n * size * SPLITS)
+        entries, inverse = np.unique(keys // SPLITS, return_inverse=True)
+        slot = inverse * SPLITS + keys % SPLITS
+        counts = np.bincount(slot, counts, minlength=entries.size * SPLITS).reshape(-1, SPLITS)
+        mass = np.bincount(slot, mass, minlength=entries.size * SPLITS).reshape(-1, SPLITS)
+        feature, category = entries // size, entries % size
+        background = sample.background[attribute.name][category]
+        # one imagined silent occurrence keeps categories that were seen once from looking certain
+        expected = mass[:, FIT] / (background[:, FIT] + 1)
+        order = order_by_activation(feature, expected.astype(np.float32))
+        self.feature, self.category = feature[order], category[order]
+        self.mass, self.expected = mass[order], expected[order]
+        counts, background = counts[order], background[order]
+        starts = np.searchsorted(self.feature, np.arange(n + 1))
+        self.starts = starts
+
+        total_mass, total_count = events.totals(events.activations), events.totals(None)
+        level = total_mass[:, FIT] / np.maximum(total_count[:, FIT], 1)
+        fit_mass = _running(self.mass[:, FIT], self.feature, starts)
+        fit_background = _running(background[:, FIT], self.feature, starts)
+        score, _, _ = _harmonic(fit_mass, fit_background, total_mass[self.feature, FIT], level[self.feature])
+        score = np.where(self.mass[:, FIT] > 0, score, -1.0)
+        self.best = _first_largest(score, self.feature, starts)
+        """Index of the last entry of each feature's rule, −1 without events."""
+        found = self.best >= 0
+        last = np.maximum(self.best, 0)
+        self.members = np.where(found, last - starts[:-1] + 1, 0)
+
+        def at_rule(values: np.ndarray) -> np.ndarray:
+            running = _running(values, self.feature, starts)
+            return np.where(found, running[last] if running.size else 0.0, 0.0)
+
+        fit = _harmonic(at_rule(self.mass[:, FIT]), at_rule(background[:, FIT]), total_mass[:, FIT], level)
+        chosen = _harmonic(at_rule(self.mass[:, CHOOSE]), at_rule(background[:, CHOOSE]), total_mass[:, CHOOSE], level)
+        self.value = np.where(total_mass[:, CHOOSE] > 0, chosen[0], 0.7 * fit[0])
+        pooled = _harmonic(
+            at_rule(self.mass[:, FIT] + self.mass[:, CHOOSE]),
+            at_rule(background[:, FIT] + background[:, CHOOSE]),
+            total_mass[:, FIT] + total_mass[:, CHOOSE],
+            level,
+        )
+        self.precision, self.recall = pooled[1], pooled[2]
+        self.auc = self._auc(counts[:, TEST], background[:, TEST], total_count[:, TEST], sample.split_tokens[TEST], n)
+        hits, covered = at_rule(counts[:, TEST]), at_rule(background[:, TEST])
+        positives = total_count[:, TEST]
+        negatives = sample.split_tokens[TEST] - positives
+        with np.errstate(divide="ignore", invalid="ignore"):
+            self.balanced = (hits / positives + 1 - (covered - hits) / negatives) / 2
+        self.balanced[(positives == 0) | (negatives == 0)] = np.nan
+
+    def _auc(
+        self, hits: np.ndarray, background: np.ndarray, positives: np.ndarray, tokens: float, n: int
+    ) -> np.ndarray:
+        """Area under the curve of the expected activation as a predictor of events in the test part."""
+        ranked = self.expected > 0
+        hits, silent = np.where(ranked, hits, 0), np.where(ranked, background - hits, 0)
+        negatives = tokens - positives
+        above = _running(silent, self.feature, self.starts)
+        won = np.bincount(self.feature, hits * (negatives[self.feature] - above + silent / 2), minlength=n)
+        rest_hits = positives - np.bincount(self.feature, hits, minlength=n)
+        rest_silent = negatives - np.bincount(self.feature, silent, minlength=n)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(
+                (positives > 0) & (negatives > 0),
+                (won + rest_hits * rest_silent / 2) / (positives * negatives),
+                np.nan,
+            )
+
+    def rule(self, local: int) -> tuple[Rule, list[Member]]:
+        """One feature's rule, and its members with their shares of the activation that it covers."""
+        part = slice(self.starts[local], self.best[local] + 1)
+        keys = [self.attribute.keys[c] for c in self.category[part].tolist()]
+        mass = self.mass[part, FIT]
+        members = [Member(key, share) for key, share in zip(keys, (mass / mass.sum()).tolist(), strict=True)]
+        kept = slice(0, RULE_MEMBERS)
+        rule = Rule(
+            self.attribute.name,
+            keys[kept],
+            [round(value, 4) for value in self.expected[part][kept].tolist()],
+            round(float(self.precision[local]), 4),
+            round(float(self.recall[local]), 4),
+        )
+        return rule, members
+
+
+def _running(values: np.ndarray, feature: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Cumulative sums that begin anew with each feature."""
+    if values.size == 0:
+        return values.astype(float)
+    total = np.cumsum(values, dtype=float)
+    before = np.concatenate(([0.0], total))[starts[:-1]]
+    return total - before[feature]
+
+
+def _harmonic(
+    mass: np.ndarray, background: np.ndarray, total: np.ndarray, level: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(harmonic mean, precision, recall) of rules that cover `mass` at `background` tokens."""
+    recall = mass / np.maximum(total, 1e-30)
+    precision = np.minimum(mass / np.maximum(background * level, 1e-30), 1.0)
+    return 2 * precision * recall / np.maximum(precision + recall, 1e-30), precision, recall
+
+
+def _first_largest(values: np.ndarray, feature: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Index of the first largest value of each feature; −1 where it has none above zero."""
+    best = np.full(starts.size - 1, -1, dtype=np.int64)
+    if values.size == 0:
+        return best
+    present = np.flatnonzero(starts[1:] > starts[:-1])
+    largest = np.maximum.reduceat(values, starts[present])
+    at = np.flatnonzero(values == np.repeat(largest, (starts[1:] - starts[:-1])[present]))
+    owner = feature[at]
+    first = np.concatenate(([True], owner[1:] != owner[:-1]))
+    best[owner[first]] = np.where(values[at[first]] > 0, at[first], -1)
+    return best
+
+
+@dataclass(frozen=True)
+class _Written:
+    text: str
+    attribute: str
+    rule: str | None
+    auc: float | None
+    balanced_accuracy: float | None
+
+
+def _explain_one(
+    local: int,
+    fitted: list[_Fit],
+    sample: _Sample,
+    config: ExplainConfig,
+    count: int,
+    promoted: list[tuple[str, float]],
+    events: _Events,
+) -> _Written:
+    candidates = [
+        (
+            fit.value[local] * PREFERENCE[fit.attribute.name] * (1 - COST_PER_DOUBLING * np.log2(fit.members[local])),
+            -place,
+            fit,
+        )
+        for place, fit in enumerate(fitted)
+        if fit.best[local] >= 0
+    ]
+    promotes = _promotes_text(promoted)
+    seen = int(np.searchsorted(events.features, local + 1) - np.searchsorted(events.features, local))
+    if not candidates or seen < config.min_events:
+        where = _places_seen(local, events, sample)
+        text = f"rare ({count} activation{'s' if count > 1 else ''} in the indexed text)"
+        return _Written(text + (f": {where}" if where else "") + promotes, "rare", None, None, None)
+    _, _, best = max(candidates, key=lambda candidate: candidate[:2])
+    rule, members = best.rule(local)
+    words = rule_text(best.attribute.name, members, sample.vocabulary)
+    if (rule.recall < 0.2 and rule.precision < 0.2) or best.value[local] < 0.12:
+        text = f"no simple rule; most active at {_places_seen(local, events, sample)}{promotes}"
+    else:
+        text = words
+        if rule.precision < 0.35:
+            text = f"some of {text}"
+        if rule.recall < 0.5:
+            text += ", among other things"
+        if best.value[local] < 0.5 or (promoted and promoted[0][1] > 1.6 * promoted[-1][1]):
+            text += promotes
+    auc, balanced = float(best.auc[local]), float(best.balanced[local])
+    return _Written(
+        text,
+        best.attribute.name,
+        rule.to_json(),
+        None if np.isnan(auc) else round(auc, 4),
+        None if np.isnan(balanced) else round(balanced, 4),
+    )
+
+
+def _places_seen(local: int, events: _Events, sample: _Sample) -> str:
+    """The tokens that hold most of a feature's activation."""
+    part = slice(np.searchsorted(events.features, local), np.searchsorted(events.features, local + 1))
+    ids = sample.tokens.ids[events.places[part]]
+    if ids.size == 0:
+        return ""
+    mass = np.bincount(ids, events.activations[part])
+    top = np.argsort(-mass, kind="stable")[:5]
+    return ", ".join(dict.fromkeys(quoted(sample.vocabulary[i]) for i in top.tolist() if mass[i] > 0))
+
+
+def _promotes_text(promoted: list[tuple[str, float]]) -> str:
+    words = list(dict.fromkeys(quoted(token) for token, logit in promoted if logit > 0))[:3]
+    return f"; promotes {', '.join(words)}" if words else ""
+
+
+def _promoted(dictionary: Dictionary, first: int, last: int) -> dict[int, list[tuple[str, float]]]:
+    rows = dictionary.store.query(
+        "select feature, token, logit from logits where side = 'top' and feature >= ? and feature < ? "
+        "order by feature, rank",
+        [first, last],
+    )
+    found: dict[int, list[tuple[str, float]]] = {}
+    for feature, token, logit in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+        found.setdefault(feature, []).append((token, logit))
+    return found
