@@ -37,7 +37,7 @@ def spelling_of(tokenizer: Any, pieces: list[str | None]) -> Spelling:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         parts = json.loads(backend.to_str())
-        described = json.dumps([parts.get("decoder"), parts.get("pre_tokenizer")])
+        described = json.dumps([parts.get("decoder"), parts.get("pre_tokenizer")], ensure_ascii=False)
         if '"ByteLevel"' in described:
             return "bytes"
         if '"WordPiece"' in described or (parts.get("model") or {}).get("type") == "WordPiece":

@@ -201,6 +201,7 @@ def _features_tab(shelf: views.Shelf, chosen: gr.Dropdown, page: gr.State) -> _L
             scale=4,
             lines=1,
             min_width=300,
+            elem_id="search",
         )
         order = gr.Dropdown(list(views.ORDERS), value="Number", label="Order", scale=2)
         shown = gr.Dropdown(list(views.SHOWN), value="Live", label="Show", scale=1, min_width=120)
@@ -217,7 +218,7 @@ def _features_tab(shelf: views.Shelf, chosen: gr.Dropdown, page: gr.State) -> _L
     def first(query: str, order: str, shown: str, _page: int, name: str) -> list[Any]:
         return listing.render(query, order, shown, 0, name)
 
-    query.input(first, inputs, outputs, **quiet)
+    query.change(first, inputs, outputs, **quiet)
     order.input(first, inputs, outputs, **quiet)
     shown.input(first, inputs, outputs, **quiet)
     chosen.change(

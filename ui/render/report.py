@@ -34,8 +34,8 @@ NAMES = {
     "n_rows": "Rows measured",
 }
 DRAWN = (
-    "Drawn blindly among the live ones, so good and bad appear as they are. A token's colour is the feature's activation "
-    "on it, as a share of the feature's maximum; hover to read the value."
+    "Drawn blindly among the live ones, so good and bad appear as they are. A token's colour is the feature's "
+    "activation on it, as a share of the feature's maximum; hover to read the value."
 )
 SHARES = ("dead_frac", "dense_frac")
 

@@ -61,9 +61,8 @@ def records_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def facts_table(title: str, result: Any) -> Table:
-    """Returns the facts of one result (a mapping, or something with `.to_json()`) as names and values."""
-    facts = result if isinstance(result, Mapping) else result.to_json()
+def facts_table(title: str, facts: Mapping[str, Any]) -> Table:
+    """Returns the plain facts of one result as names and values."""
     rows = [{"fact": key, "value": value} for key, value in facts.items() if not isinstance(value, dict | list)]
     return records_table(title, rows)
 
@@ -107,6 +106,9 @@ def steering_table(prompt: str, comparison: Any) -> Table:
         cell.append(continuation.translate(keep), style="not dim")
         cells.append(cell)
     table.add_row(*cells)
+    if comparison.steered_perplexity is not None and comparison.unsteered_perplexity is not None:
+        pair = (comparison.unsteered_perplexity, comparison.steered_perplexity)
+        table.caption = f"perplexity under the model left alone: {pair[0]:.3g}, steered {pair[1]:.3g}"
     return table
 
 
