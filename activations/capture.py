@@ -13,7 +13,7 @@ from __future__ import annotations
 import bisect
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -136,14 +136,12 @@ class Taps:
         with ExitStack() as stack:
             for name, binding in bindings.items():
                 stack.enter_context(self.read(binding, reader(name)))
-            try:
+            with suppress(DeepestSiteReached):
                 run()
-            except DeepestSiteReached:
-                pass
         missing = [name for name in bindings if name not in values]
         if missing:
             raise ValueError(
-                f"site {missing[0]!r} was not reached by a forward pass, expected one tensor from it: choose another site"
+                f"site {missing[0]!r} was not reached by a forward pass, expected a tensor from it: choose another"
             )
         return values
 
@@ -273,8 +271,8 @@ class Taps:
             )
         if edited.shape != value.shape or edited.dtype != value.dtype or edited.device != value.device:
             raise ValueError(
-                f"the edit at {binding.site} returned {tuple(edited.shape)} {edited.dtype} on {edited.device}, expected "
-                f"{tuple(value.shape)} {value.dtype} on {value.device}: keep shape, type and device"
+                f"the edit at {binding.site} returned {tuple(edited.shape)} {edited.dtype} on {edited.device}, "
+                f"expected {tuple(value.shape)} {value.dtype} on {value.device}: keep shape, type and device"
             )
         if chosen is None:
             return edited

@@ -1,7 +1,7 @@
 """Runs a language model over rows of tokens and keeps what it computes at some sites.
 
-Enters: a `LanguageModel`, `TokenRows`, sites. Leaves: an `ActivationStore`, or batches of rows for those who use them at
-once (`activations.streaming`, the index).
+Enters: a `LanguageModel`, `TokenRows`, sites. Leaves: an `ActivationStore`, or batches of rows for those who
+use them at once (`activations.streaming`, the index).
 
 1. Token rows are divided into shards of equal numbers of rows; each process takes a contiguous range of shards.
 2. A batch of rows passes through the model up to the deepest site; all sites are read in that one pass.
@@ -11,7 +11,7 @@ once (`activations.streaming`, the index).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from activations.progress import Advance, progress
+from activations.progress import progress
 from activations.store import DTYPES, ActivationStore, Manifest, check_space
 from activations.tokens import TokenRows
 
@@ -181,7 +181,7 @@ def _write_shards(
     todo: Sequence[int],
     excluded: frozenset[int],
     rank: int,
-    advance: Advance,
+    advance: Callable[[float], None],
 ) -> None:
     manifest = store.manifest
     dtype = DTYPES[manifest.dtype]
@@ -203,7 +203,7 @@ def _shard(
     manifest: Manifest,
     excluded: frozenset[int],
     dtype: torch.dtype,
-    advance: Advance,
+    advance: Callable[[float], None],
 ) -> dict[str, Tensor]:
     keep = part.trained_mask(excluded)
     count, done = int(np.count_nonzero(keep)), 0

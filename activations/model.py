@@ -1,7 +1,7 @@
 """The language model: load or wrap one, read its activations, rewrite them, generate.
 
-Enters: texts or tokens. Leaves: tensors by site (`activations.sites`), losses, text. Masks are Bool[batch, seq], True at
-real tokens; padding never changes what real tokens compute, because positions are counted from the mask.
+Enters: texts or tokens. Leaves: tensors by site (`activations.sites`), losses, text. Masks are Bool[batch, seq], True
+at real tokens; padding never changes what real tokens compute, because positions are counted from the mask.
 """
 
 from __future__ import annotations
@@ -261,9 +261,13 @@ class LanguageModel:
                 inputs["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0) + offset
         if self.kind == "encoder-decoder":
             start = torch.full_like(tokens[:, :1], self.model.config.decoder_start_token_id)
-            inputs["decoder_input_ids"] = torch.cat([start, tokens[:, :-1]], dim=1)
+            shifted = torch.cat([start, tokens[:, :-1]], dim=1)
             if mask is not None:
-                inputs["decoder_attention_mask"] = torch.cat([mask[:, :1], mask[:, :-1]], dim=1).long()
+                # the start token stands right before the first real one, wherever padding is
+                follows = torch.cat([torch.zeros_like(mask[:, :1]), mask[:, :-1]], dim=1)
+                shifted = torch.where(follows, shifted, start)
+                inputs["decoder_attention_mask"] = mask.long()
+            inputs["decoder_input_ids"] = shifted
         if self.kind != "encoder":
             inputs["use_cache"] = False
         return inputs

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,7 @@ FORMAT = "glassbox-activations-1"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
 
+@runtime_checkable
 class ResumableRows(Protocol):
     """Rows for a trainer that can be left and taken up again."""
 
@@ -146,7 +147,8 @@ class ActivationStore:
             if size != entry.size_bytes:
                 got = "is missing" if size < 0 else f"has {size} bytes"
                 raise ValueError(
-                    f"{file} {got}, expected {entry.size_bytes} bytes: the store is damaged; delete it and harvest again"
+                    f"{file} {got}, expected {entry.size_bytes} bytes: the store is damaged; "
+                    "delete it and harvest again"
                 )
 
     @property
@@ -169,7 +171,8 @@ class ActivationStore:
         """Returns the width of a site's rows; ValueError if the store does not hold the site."""
         if site not in self.manifest.sites:
             raise ValueError(
-                f"store at {self.path} holds no site {site!r}, expected one of {', '.join(self.sites)}: harvest again with it"
+                f"store at {self.path} holds no site {site!r}, expected one of {', '.join(self.sites)}: "
+                "harvest again with it"
             )
         return self.manifest.sites[site]
 
@@ -180,7 +183,8 @@ class ActivationStore:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != entry.sha256:
                 raise ValueError(
-                    f"{self.path / entry.file} does not match its checksum: the store is damaged; delete it and harvest again"
+                    f"{self.path / entry.file} does not match its checksum: the store is damaged; "
+                    "delete it and harvest again"
                 )
 
     def read(self, index: int, name: str) -> Tensor:

@@ -109,7 +109,7 @@ class StreamRows:
         """Goes on, in the next iteration, after the chunk that `state` was taken behind."""
         if state["settings"].tolist() != self._settings() or state["buffer"].shape[1] != self.d_in:
             raise ValueError(
-                f"the state belongs to a stream with settings {state['settings'].tolist()}, expected {self._settings()} "
+                f"the state is of a stream with settings {state['settings'].tolist()}, expected {self._settings()} "
                 "(seed, chunk_rows, buffer_rows, batch, token rows, kept rows): resume with the same settings"
             )
         self._reset()

@@ -109,7 +109,8 @@ def iter_token_rows(
     """
     if context_tokens > lm.context_tokens and lm.kind != "encoder-decoder":
         raise ValueError(
-            f"context_tokens={context_tokens} is more than {lm.name} takes ({lm.context_tokens}): lower data.context_tokens"
+            f"context_tokens={context_tokens} is more than {lm.name} takes ({lm.context_tokens}): "
+            "lower data.context_tokens"
         )
     names: list[str] = []
     held: list[np.ndarray] = []
