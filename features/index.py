@@ -315,7 +315,7 @@ def build_index(
         "exclude_special_tokens": exclude_special_tokens,
         "site": site,
         "sae": {"d_in": int(d_in), "d_sae": int(sae.W_dec.shape[0]), **_sae_facts(sae)},
-        "model": {"name": str(lm.name), "revision": lm.revision, "weight_hash": lm.weight_hash()},
+        "model": {"name": lasting_name(str(lm.name)), "revision": lm.revision, "weight_hash": lm.weight_hash()},
         "data": dict(data or sae.metadata.get("data") or {}),
         "index": dataclasses.asdict(config),
         "seconds": {
@@ -328,6 +328,11 @@ def build_index(
     if existing is not None and existing["build"] != build.name:
         shutil.rmtree(out / existing["build"], ignore_errors=True)
     return Dictionary.open(out, model=lm)
+
+
+def lasting_name(name: str) -> str:
+    """A model's or data source's name that also holds in another working directory: folders become absolute paths."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def _is_ours(name: str) -> bool:

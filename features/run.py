@@ -1,0 +1,600 @@
+"""A whole run from its config: harvest → train → evaluate → index → explain → report.
+
+Enters: a `RunConfig` (a YAML file's sections). Leaves: the run folder
+
+    config.yaml  provenance.json  stages.json     what was run, on what, how long each stage took
+    store/                                        activations (`activations.store`)
+    sae/<site>/<name>/                            finished SAEs, with metrics.json once evaluated
+    state/<site>/<name>/                          each SAE's own training run, from which a killed one goes on
+    metrics.jsonl                                 training metrics of all SAEs
+    dictionary/<name>/                            dictionaries, explained
+    report.json                                   the demo's report
+
+Every stage is skipped when it is finished and goes on where it stopped when it is not. A folder that holds a run of
+another config is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from activations import DataConfig, HarvestConfig, ModelConfig
+from features.dictionary import Dictionary, Feature
+from features.explain import METHOD, ExplainConfig, ExplainReport, explain
+from features.index import IndexConfig, build_index, lasting_name
+from features.store import write_json
+from sae import SAE, Metrics, TrainResult, TrainSection, evaluate, train
+
+if TYPE_CHECKING:
+    from activations import ActivationStore, LanguageModel, TokenRows
+    from sae.jobs import SAEJob
+
+DRAWN_FEATURES = 20
+TARGETS: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "explained_variance": ("≥ 0.94", lambda value: value >= 0.94),
+    "ce_recovered": ("≥ 0.985", lambda value: value >= 0.985),
+    "l0": ("≤ 32", lambda value: value <= 32),
+    "dead_frac": ("< 2 %", lambda value: value < 0.02),
+}
+FIXED_SECTIONS = ("model", "data", "harvest", "saes", "train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A complete run: which model and text, which SAEs, and what is made of them."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The language model."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The text."""
+    harvest: HarvestConfig = field(default_factory=HarvestConfig)
+    """How activations are read and kept."""
+    saes: list[dict[str, Any]] = field(default_factory=list)
+    """SAEs to train: each entry names sites, architecture and its settings; a list for a scalar makes variants."""
+    train: TrainSection = field(default_factory=TrainSection)
+    """How they are trained."""
+    index: IndexConfig = field(default_factory=IndexConfig)
+    """How their dictionaries are built."""
+    explain: ExplainConfig = field(default_factory=ExplainConfig)
+    """How features are explained."""
+    out: str = "runs/run"
+    """The run folder."""
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What a demo run reached, how long it took, and features to read."""
+
+    out: str
+    dictionary: str
+    """Folder of the dictionary."""
+    metrics: Metrics
+    """On held-out documents."""
+    timings: dict[str, float]
+    """Seconds of each stage; a stage that was finished before counts what it took then."""
+    features: list[Feature]
+    """Live features drawn by seed, in the order drawn."""
+    explained: ExplainReport | None
+    info: dict[str, Any]
+    """Facts of the dictionary (its dictionary.json)."""
+    recipe: str
+    """How it was made, in a sentence."""
+
+    def metrics_rows(self) -> list[dict[str, Any]]:
+        """One record a figure: metric, value, and where it has one its target and whether it is met."""
+        records = self.metrics.rows()
+        for record in records:
+            if record["metric"] in TARGETS:
+                target, is_met = TARGETS[record["metric"]]
+                record |= {"target": target, "met": is_met(record["value"])}
+        return records
+
+    def headline(self) -> dict[str, Any]:
+        """The facts to show first."""
+        return {
+            "features": f"{self.info['n_features']:,}",
+            "live": f"{self.info['n_live']:,}",
+            "tokens indexed": f"{self.info['n_indexed_tokens']:,}",
+            "documents": f"{self.info['n_documents']:,}",
+            "explained variance": f"{self.metrics.explained_variance:.3f}",
+            "minutes": f"{sum(self.timings.values()) / 60:.1f}",
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The drawn features: id, density, explanation and its score."""
+        return [
+            {
+                "feature": feature.id,
+                "density": feature.density,
+                "explanation": feature.explanation,
+                "score": feature.explanations[0].score if feature.explanations else None,
+            }
+            for feature in self.features
+        ]
+
+    def to_json(self) -> str:
+        content = {
+            "out": self.out,
+            "dictionary": self.dictionary,
+            "metrics": self.metrics_rows(),
+            "timings": self.timings,
+            "explained": asdict(self.explained) if self.explained else None,
+            "recipe": self.recipe,
+            "features": [json.loads(feature.to_json()) for feature in self.features],
+        }
+        return json.dumps(content, ensure_ascii=False, indent=2)
+
+
+class _Run:
+    """One run's folder, and what its stages share: the model and the tokens are loaded once."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.out = Path(config.out)
+
+    @cached_property
+    def lm(self) -> LanguageModel:
+        from activations import LanguageModel
+
+        return LanguageModel.from_config(self.config.model)
+
+    @cached_property
+    def rows(self) -> TokenRows:
+        from activations import token_rows
+
+        return token_rows(self.lm, self.config.data, "train")
+
+    @cached_property
+    def jobs(self) -> list[SAEJob]:
+        from sae.jobs import expand_saes
+
+        return expand_saes(self.config.saes, self.config.train, self.width)
+
+    def width(self, site: str) -> int:
+        """Width of the rows at a site; ValueError names the sites that the model has."""
+        if site not in self.lm.sites():
+            known = ", ".join(self.lm.sites())
+            raise ValueError(
+                f"site {site!r} is unknown to {self.lm.name}, expected one of {known}: correct saes.0.sites"
+            )
+        return self.lm.site_width(site)
+
+    def begin(self) -> None:
+        """Claims the run folder: writes its config, or refuses a folder of another run."""
+        import configs
+
+        path = self.out / "config.yaml"
+        if path.exists():
+            saved = configs.load(RunConfig, path)
+            for section in FIXED_SECTIONS:
+                _refuse_difference(self.out, section, getattr(saved, section), getattr(self.config, section))
+        elif self.out.is_dir() and (strangers := sorted(entry.name for entry in self.out.iterdir())):
+            raise FileExistsError(
+                f"{self.out} holds {strangers[0]} and no run, expected an empty folder: choose another out"
+            )
+        self.out.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name("config.yaml.partial")
+        partial.write_text(configs.dump(self.config), encoding="utf-8")
+        os.replace(partial, path)
+
+    def write_provenance(self) -> None:
+        from sae.trainer import provenance
+
+        facts = provenance(self.config.train.seed, _metadata(self, None))
+        seeds = {"train": self.config.train.seed, "index": self.config.index.seed, "explain": self.config.explain.seed}
+        write_json(self.out / "provenance.json", facts | {"data_sha256": self.rows.fingerprint(), "seeds": seeds})
+
+    def sae_path(self, job: SAEJob) -> Path:
+        return self.out / "sae" / job.site / job.name
+
+    def dictionary_path(self, job: SAEJob) -> Path:
+        several = sum(other.name == job.name for other in self.jobs) > 1
+        return self.out / "dictionary" / (f"{job.site}_{job.name}" if several else job.name)
+
+    # Stages
+
+    def harvest(self) -> ActivationStore | None:
+        """Fills the activation store; None where the config streams instead."""
+        from activations import harvest
+        from sae.jobs import sites_of
+
+        if not self.config.harvest.store:
+            return None
+        sites = self.config.harvest.sites or sites_of(self.config.saes)
+        for site in sites:
+            self.width(site)
+        return harvest(
+            self.lm,
+            self.rows,
+            self.config.harvest,
+            self.out / "store",
+            sites=sites,
+            exclude_special_tokens=self.config.data.exclude_special_tokens,
+            provenance={"data": asdict(self.config.data)},
+        )
+
+    def train(self, job: SAEJob, store: ActivationStore | None, resume: bool) -> TrainResult:
+        """Trains one SAE and puts it into the run's `sae` folder."""
+        from activations import stream
+
+        settings = self.config.train
+        if store is not None:
+            rows: Any = store.rows(job.site, seed=job.settings.seed, epochs=None)
+            available = store.n_rows
+        else:
+            data = self.config.data
+            rows = stream(
+                self.lm,
+                self.rows,
+                job.site,
+                self.config.harvest,
+                seed=job.settings.seed,
+                epochs=None,
+                exclude_special_tokens=data.exclude_special_tokens,
+            )
+            kept = self.rows.trained_mask(self.lm.special_ids if data.exclude_special_tokens else ())
+            available = int(np.count_nonzero(kept))
+        total = settings.total_rows or int(available * settings.epochs)
+        config = job.train_config(total, str(self.out / "state" / job.site / job.name))
+        result = train(config, rows, resume=resume, metadata=_metadata(self, job))
+        _copy_folder(result.path, self.sae_path(job))
+        return replace(result, path=self.sae_path(job))
+
+    def load_sae(self, job: SAEJob) -> SAE:
+        path = self.sae_path(job)
+        if not (path / "cfg.json").exists():
+            raise FileNotFoundError(f"{path} holds no SAE, expected a finished one: run `glassbox train` first")
+        return SAE.load(str(path))
+
+    def index(self, job: SAEJob) -> Dictionary:
+        return build_index(
+            self.load_sae(job).to(self.lm.device),
+            self.lm,
+            self.rows,
+            self.dictionary_path(job),
+            self.config.index,
+            data=asdict(self.config.data),
+            exclude_special_tokens=self.config.data.exclude_special_tokens,
+            name=self.dictionary_path(job).name,
+        )
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[_Stage]:
+        """Times a stage; what it took is kept in stages.json, also when it is skipped later."""
+        path = self.out / "stages.json"
+        saved: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        stage = _Stage(saved.get(name, {}).get("of"), float(saved.get(name, {}).get("seconds", 0.0)))
+        began = time.perf_counter()
+        yield stage
+        if not stage.skipped:
+            stage.seconds = round(time.perf_counter() - began, 2)
+            saved[name] = {"of": stage.of, "seconds": stage.seconds}
+            write_json(path, saved)
+
+
+class _Stage:
+    """One stage's record: `of` says what inputs its result belongs to."""
+
+    def __init__(self, of: str | None, seconds: float) -> None:
+        self.of, self.seconds, self.skipped = of, seconds, False
+
+    def is_done(self, of: str, exists: bool) -> bool:
+        """Whether the stage was finished for these inputs before; it is skipped then."""
+        self.skipped = exists and self.of == of
+        self.of = of
+        return self.skipped
+
+
+def run_harvest(config: RunConfig) -> ActivationStore:
+    """Writes the run's activation store, or goes on with it."""
+    run = _Run(config)
+    if not config.harvest.store:
+        raise ValueError("harvest.store is false: there is nothing to write; set harvest.store=true, or train directly")
+    run.begin()
+    run.write_provenance()
+    store = run.harvest()
+    assert store is not None
+    return store
+
+
+def run_train(config: RunConfig, resume: bool = False) -> list[TrainResult]:
+    """Trains every SAE of the config, from the run's store (harvested first where it is missing) or the model."""
+    run = _Run(config)
+    run.begin()
+    for job in run.jobs:
+        if not resume and ((run.out / "state" / job.site / job.name).exists() or run.sae_path(job).exists()):
+            raise FileExistsError(
+                f"{run.out} already holds training of {job.site}/{job.name}, expected none: pass --resume to go on, "
+                "or choose another out"
+            )
+    run.write_provenance()
+    store = run.harvest()
+    results = [run.train(job, store, resume) for job in run.jobs]
+    _join_metrics(run)
+    return results
+
+
+def run_evaluate(
+    sae_dir: str | Path, model: str | None = None, data: str | None = None, *, lm: LanguageModel | None = None
+) -> Metrics:
+    """Measures a trained SAE on held-out documents and writes `metrics.json` beside it.
+
+    Model and text default to those recorded in the SAE. Cross-entropy is measured where the model is a decoder.
+
+    Raises:
+        FileNotFoundError: no SAE there.
+        ValueError: the SAE does not say what it was trained on, or the model lacks its site.
+    """
+    from activations import token_rows
+    from activations.harvesting import iter_row_batches
+
+    folder = Path(sae_dir)
+    sae = SAE.load(str(folder))
+    lm = lm or _model_of(sae, folder, model)
+    config = _data_of(sae, folder, data)
+    site = sae.site
+    _check_site(sae, lm, folder)
+    sae.to(lm.device)
+    rows = token_rows(lm, config, "heldout")
+    whole = rows.mask().all(axis=1)
+    batch_rows = max(1, 4096 // rows.context_tokens)
+    tokens = (part.torch_tokens(lm.device) for part in rows[: int(whole.sum())].batches(batch_rows) if len(part))
+    batches = (
+        batch.values[site].float().to(lm.device)
+        for batch in iter_row_batches(lm, rows, [site], 8192, config.exclude_special_tokens)
+    )
+    scored = lm.kind == "decoder" and bool(whole.any())
+    metrics = evaluate(sae, batches, lm=lm if scored else None, tokens=tokens if scored else None)
+    write_json(folder / "metrics.json", json.loads(metrics.to_json()))
+    return metrics
+
+
+def run_index(config: RunConfig) -> list[Dictionary]:
+    """Builds the dictionary of every SAE of the config."""
+    run = _Run(config)
+    return [run.index(job) for job in run.jobs]
+
+
+def index_sae(
+    sae_dir: str | Path,
+    model: str | None = None,
+    data: str | None = None,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> Dictionary:
+    """Builds the dictionary of one SAE folder; model and text default to those recorded in it.
+
+    `overrides` are settings of the index such as `total_tokens=500000` (or `index.total_tokens=…`). Without `out` the
+    dictionary goes into the run's `dictionary` folder where the SAE is part of a run, else into `dictionary` beside it.
+    """
+    from activations import token_rows
+
+    config = _settings(IndexConfig, overrides, "index")
+    folder = Path(sae_dir)
+    sae = SAE.load(str(folder))
+    text = _data_of(sae, folder, data)
+    lm = _model_of(sae, folder, model)
+    _check_site(sae, lm, folder)
+    where = Path(out) if out is not None else _dictionary_beside(folder)
+    return build_index(
+        sae.to(lm.device),
+        lm,
+        token_rows(lm, text, "train"),
+        where,
+        config,
+        data=asdict(text),
+        exclude_special_tokens=text.exclude_special_tokens,
+        name=where.resolve().name,
+    )
+
+
+def run_explain(dictionary: str | Path, overrides: Sequence[str] = ()) -> int:
+    """Explains the features of a dictionary; returns how many.
+
+    `overrides` are settings such as `sample_tokens=1000000` (or `explain.sample_tokens=…`).
+    """
+    config = _settings(ExplainConfig, overrides, "explain")
+    opened = Dictionary.open(dictionary)
+    try:
+        return explain(opened, config).explained
+    finally:
+        opened.close()
+
+
+def run_demo(config: RunConfig) -> DemoReport:
+    """Runs every stage for the first SAE of the config, and the others up to their dictionaries; writes report.json.
+
+    Stages that are finished are skipped; a killed run goes on where it stopped.
+    """
+    run = _Run(config)
+    run.begin()
+    timings: dict[str, float] = {}
+    with run.stage("load") as stage:
+        jobs = run.jobs
+        run.write_provenance()
+    timings["load"] = stage.seconds
+    tokens_of = run.rows.fingerprint()[:16]
+    with run.stage("harvest") as stage:
+        store = run.harvest()
+        stage.is_done(tokens_of, stage.of == tokens_of)
+    timings["harvest"] = stage.seconds
+    measured: list[Metrics] = []
+    explained: list[ExplainReport | None] = []
+    dictionaries: list[Dictionary] = []
+    for job in jobs:
+        suffix = "" if len(jobs) == 1 else f" {job.site}/{job.name}"
+        with run.stage(f"train{suffix}") as stage:
+            finished = (run.sae_path(job) / "cfg.json").exists()
+            run.train(job, store, resume=True)
+            stage.is_done(tokens_of, finished and stage.of == tokens_of)
+        timings[f"train{suffix}"] = stage.seconds
+        with run.stage(f"evaluate{suffix}") as stage:
+            path = run.sae_path(job)
+            weights = str((path / "cfg.json").stat().st_mtime_ns)
+            if stage.is_done(weights, (path / "metrics.json").exists()):
+                measured.append(Metrics(**json.loads((path / "metrics.json").read_text())))
+            else:
+                measured.append(run_evaluate(path, lm=run.lm))
+        timings[f"evaluate{suffix}"] = stage.seconds
+        with run.stage(f"index{suffix}") as stage:
+            before = (run.dictionary_path(job) / "dictionary.json").exists()
+            dictionary = run.index(job)
+            stage.is_done(dictionary.info["fingerprint"], before and stage.of == dictionary.info["fingerprint"])
+        dictionaries.append(dictionary)
+        timings[f"index{suffix}"] = stage.seconds
+        with run.stage(f"explain{suffix}") as stage:
+            of = dictionary.info["fingerprint"] + json.dumps(asdict(config.explain))
+            written = dictionary.sql(f"select count(*) as n from explanations where method = '{METHOD}'")
+            done = stage.is_done(of, written["n"][0].as_py() > 0)
+            explained.append(None if done else explain(dictionary, config.explain))
+        timings[f"explain{suffix}"] = stage.seconds
+    _join_metrics(run)
+    dictionary = dictionaries[0]
+    live = np.flatnonzero(dictionary.max_activations > 0)
+    chosen = np.random.default_rng(config.train.seed).permutation(live)[:DRAWN_FEATURES]
+    report = DemoReport(
+        out=str(run.out),
+        dictionary=str(dictionary.path),
+        metrics=measured[0],
+        timings=timings,
+        features=[dictionary.feature(int(feature)) for feature in chosen],
+        explained=explained[0],
+        info=dictionary.info,
+        recipe=_recipe(run, jobs[0], dictionary),
+    )
+    write_json(run.out / "report.json", json.loads(report.to_json()))
+    for opened in dictionaries:
+        opened.close()
+    return report
+
+
+def _recipe(run: _Run, job: SAEJob, dictionary: Dictionary) -> str:
+    config = run.config
+    k = f", k={job.sae.k}" if job.sae.k else ""
+    rows = config.train.total_rows or f"{config.train.epochs:g} × {run.rows.n_tokens:,}"
+    return (
+        f"{job.sae.architecture} SAE with {job.sae.d_sae:,} latents{k} at {job.site} of model "
+        f"{config.model.name}, trained on {rows} activations (batches of {job.settings.batch_rows:,}, "
+        f"seed {job.settings.seed}) of text from {config.data.source}; measured on {config.data.heldout_tokens:,} "
+        f"tokens of documents never trained on; {dictionary.info['n_indexed_tokens']:,} tokens indexed."
+    )
+
+
+def _metadata(run: _Run, job: SAEJob | None) -> dict[str, Any]:
+    """What an SAE says about its origin."""
+    facts: dict[str, Any] = {
+        "model_name": lasting_name(run.lm.name),
+        "model_revision": run.lm.revision,
+        "model_weight_hash": run.lm.weight_hash(),
+        "data": asdict(run.config.data) | {"source": lasting_name(run.config.data.source)},
+    }
+    if job is not None:
+        facts |= {"site": job.site, "name": job.name, "training_architecture": job.sae.architecture}
+    return facts
+
+
+def _refuse_difference(out: Path, section: str, saved: Any, wanted: Any) -> None:
+    if saved == wanted:
+        return
+    key, before, now = section, saved, wanted
+    if not isinstance(saved, list):
+        before_all, now_all = asdict(saved), asdict(wanted)
+        name = next(name for name in before_all if before_all[name] != now_all[name])
+        key, before, now = f"{section}.{name}", before_all[name], now_all[name]
+    raise FileExistsError(
+        f"{out} holds a run with {key}={before!r}, this config says {now!r}: choose another out, or restore the setting"
+    )
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    """Copies a finished SAE; the target appears whole or not at all, and stays where it is the same already."""
+    if (target / "cfg.json").exists():
+        return
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    os.replace(partial, target)
+
+
+def _join_metrics(run: _Run) -> None:
+    """Gathers the training metrics of all SAEs in the run's metrics.jsonl."""
+    lines = []
+    for job in run.jobs:
+        path = run.out / "state" / job.site / job.name / "metrics.jsonl"
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            lines.append(json.dumps({"sae": f"{job.site}/{job.name}", **json.loads(line)}) + "\n")
+    partial = run.out / "metrics.jsonl.partial"
+    partial.write_text("".join(lines), encoding="utf-8")
+    os.replace(partial, run.out / "metrics.jsonl")
+
+
+def _model_of(sae: SAE, folder: Path, model: str | None) -> LanguageModel:
+    """The model an SAE was trained on, or the one given instead."""
+    from activations import LanguageModel
+
+    name = model or sae.metadata.get("model_name")
+    if not name:
+        raise ValueError(f"the SAE at {folder} names no model, expected its language model: give --model")
+    lm = LanguageModel.load(str(name), revision=None if model else sae.metadata.get("model_revision"))
+    recorded = sae.metadata.get("model_weight_hash")
+    if recorded and lm.weight_hash() != recorded:
+        raise ValueError(
+            f"model {name} has weight hash {lm.weight_hash()[:12]}, the SAE at {folder} was trained on "
+            f"{recorded[:12]}: give the same model with --model"
+        )
+    return lm
+
+
+def _data_of(sae: SAE, folder: Path, data: str | None) -> DataConfig:
+    """The text an SAE was trained on, or another source read in the same way."""
+    recorded = sae.metadata.get("data") or {}
+    known: dict[str, Any] = {name: recorded[name] for name in DataConfig.__dataclass_fields__ if name in recorded}
+    if data is None and not known.get("source"):
+        raise ValueError(f"the SAE at {folder} names no text, expected its data: give --data")
+    return DataConfig(**(known | ({"source": data} if data else {})))
+
+
+def _check_site(sae: SAE, lm: LanguageModel, folder: Path) -> None:
+    if sae.site not in lm.sites():
+        raise ValueError(f"the SAE at {folder} reads {sae.site}, which {lm.name} does not have: give its own model")
+    width = lm.site_width(sae.site)
+    if width != sae.config.d_in:
+        raise ValueError(
+            f"the SAE at {folder} has d_in={sae.config.d_in}, {lm.name} has width {width} at {sae.site}: "
+            "give the model it was trained on"
+        )
+
+
+def _dictionary_beside(folder: Path) -> Path:
+    """`<run>/dictionary/<name>` for `<run>/sae/<site>/<name>`, else `<folder>/dictionary`."""
+    parts = folder.resolve()
+    if parts.parent.parent.name == "sae" and (parts.parents[2] / "config.yaml").exists():
+        return parts.parents[2] / "dictionary" / parts.name
+    return folder / "dictionary"
+
+
+def _settings(config_class: type[Any], overrides: Sequence[str], section: str) -> Any:
+    """A config section from its defaults and `key=value` overrides."""
+    from configs import validate
+
+    values: dict[str, str] = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        key = key.strip().removeprefix(f"{section}.")
+        if not equals or not key:
+            raise ValueError(f"override {override!r} has no value, expected key=value: write it as {section}.key=value")
+        values[key] = value.strip()
+    return validate(config_class, values, section)
