@@ -96,11 +96,9 @@ def pretrain(config: ConfigArgument, overrides: Overrides = None) -> None:
     from activations import pretraining
     from ui.render import tables
 
-    tables.show(
-        tables.facts_table(
-            "Language model", pretraining.pretrain(configs.load(pretraining.PretrainConfig, config, overrides or []))
-        )
-    )
+    result = pretraining.pretrain(configs.load(pretraining.PretrainConfig, config, overrides or []))
+    tables.show(tables.records_table("Quality on held-out documents", result.rows()))
+    typer.echo(f"Model: {result.path}")
 
 
 @app.command()

@@ -61,12 +61,6 @@ def records_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def facts_table(title: str, facts: Mapping[str, Any]) -> Table:
-    """Returns the plain facts of one result as names and values."""
-    rows = [{"fact": key, "value": value} for key, value in facts.items() if not isinstance(value, dict | list)]
-    return records_table(title, rows)
-
-
 def metrics_table(report: Any) -> Table:
     """Returns the metrics of a demo run beside their targets."""
     table = Table(title="On held-out text", title_justify="left", header_style="dim", box=None, pad_edge=False)

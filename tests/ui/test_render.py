@@ -1,0 +1,299 @@
+"""Rendering: what comes from the corpus is text wherever it is shown, and pages need nothing from outside."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from tests.ui.stand_in import CANARY, DEAD, TEMPLATES, StandIn
+from ui import views
+from ui.render import feature as render
+from ui.render import figures, html, report, tables
+
+
+class Parsed(HTMLParser):
+    """The tags, attributes and text that a browser would see."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def is_harmless(source: str) -> None:
+    """Asserts that nothing in `source` could run or fetch."""
+    parsed = Parsed(source)
+    assert not {"img", "script", "iframe", "object", "embed", "link", "form", "base"} & set(parsed.tags)
+    assert not [name for name, _ in parsed.attributes if name.startswith("on") or name == "src"]
+    assert "${" not in source
+    assert "{{" not in source
+    assert "`" not in source
+
+
+def drawn(part: object) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(part)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@given(st.text())
+def test_escaped_text_is_only_text(text: str) -> None:
+    parsed = Parsed(f'<p title="{html.escape(text)}">{html.escape(text)}</p>')
+    assert parsed.tags == ["p"]
+    assert [name for name, _ in parsed.attributes] == ["title"]
+
+
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126)))
+def test_escaping_loses_nothing_that_can_be_seen(text: str) -> None:
+    assert Parsed(f"<p>{html.escape(text)}</p>").text == text
+
+
+def test_signs_of_gradios_templates_are_escaped() -> None:
+    assert not set("{}$`") & set(html.escape("${a} {{b}} `"))
+
+
+def test_text_that_would_turn_its_neighbours_around_is_shown_as_its_code() -> None:
+    assert html.escape("a\u202eb\x00c") == "a\\u202eb\\x00c"
+
+
+def test_line_ends_and_spaces_are_marked() -> None:
+    shown = Parsed(html.visible("\n\tif x", spaces=True)).text
+    assert shown == "⏎⇥\tif·x"
+
+
+def test_colour_and_tooltip_follow_the_activation() -> None:
+    shown = html.highlighted(["a", "b", "c"], [0.0, 2.0, -1.0], scale=4.0, peak=1)
+    assert 'title="activation 2 · 50% of maximum"' in shown
+    assert re.search(r'class="t peak" style="--a:0.5\d"', shown)
+    assert "t cold" in shown
+    assert Parsed(shown).text == "abc"
+
+
+def test_a_highlight_with_too_few_values_is_a_defect() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        html.highlighted(["a", "b"], [1.0], scale=1.0)
+
+
+@pytest.fixture
+def dictionary() -> StandIn:
+    return StandIn(CANARY)
+
+
+def test_a_hostile_feature_page_is_harmless(dictionary: StandIn) -> None:
+    page = views.feature_page(dictionary, 7, dictionary.name)  # type: ignore[arg-type]
+    is_harmless(page)
+    assert CANARY in Parsed(page).text
+    assert TEMPLATES in Parsed(page).text
+
+
+def test_hostile_lists_searches_texts_and_continuations_are_harmless(dictionary: StandIn) -> None:
+    shelf = views.Shelf([dictionary])  # type: ignore[list-item]
+    for query in ("", "docstrings", CANARY, TEMPLATES):
+        is_harmless(views.feature_list(shelf.get(None), query, "Number", "All", 0, dictionary.name)[0])
+    is_harmless(views.active(shelf.get(None), CANARY + TEMPLATES, dictionary.name))
+    is_harmless(views.continuation(CANARY, TEMPLATES, "Steered", True))
+    is_harmless(views.slot(shelf.get(None), 7, dictionary.name))
+    is_harmless(views.overview(shelf.get(None)))
+
+
+def test_a_dead_feature_is_shown_as_dead(dictionary: StandIn) -> None:
+    page = views.feature_page(dictionary, DEAD, "d")  # type: ignore[arg-type]
+    assert "never fired" in page
+    assert "1,234,567 tokens" in page
+    assert "Strongest" not in page
+    assert "data-steer" not in page
+    assert "<svg" not in page
+
+
+def test_a_feature_that_does_not_exist_is_named_with_the_range(dictionary: StandIn) -> None:
+    assert "There is no feature 240: this dictionary has 0 to 239." in views.feature_page(dictionary, 240, "d")  # type: ignore[arg-type]
+
+
+def test_examples_stand_by_stratum_with_their_source(dictionary: StandIn) -> None:
+    page = Parsed(render.feature_page(dictionary.feature(3), 240, 1000, render.linker("d"))).text
+    order = [page.index(words) for words in ("Strongest", "Sample of strong", "Sample of weakest")]
+    assert order == sorted(order)
+    assert "asyncio/streams_0.py · token 100" in page
+
+
+def test_neighbours_are_links_with_addresses(dictionary: StandIn) -> None:
+    page = render.feature_page(dictionary.feature(3), 240, 1000, render.linker("a b"))
+    assert '<a href="?dict=a%20b&amp;feature=14" data-feature="14">14</a>' in page
+
+
+def test_a_search_for_a_number_finds_that_feature_first(dictionary: StandIn) -> None:
+    found = views.find(dictionary, "12", 5)  # type: ignore[arg-type]
+    assert found[0]["feature"] == 12
+    assert found[0]["explanation"]
+
+
+def test_pages_of_the_list_are_clamped(dictionary: StandIn) -> None:
+    body, page, pages = views.feature_list(dictionary, "", "Number", "Live", 99, "d")  # type: ignore[arg-type]
+    assert (page, pages) == (0, 5)
+    assert "data-feature" in body
+
+
+def test_two_dictionaries_of_one_name_are_told_apart() -> None:
+    shelf = views.Shelf([StandIn("a"), StandIn("a")])  # type: ignore[list-item]
+    assert shelf.names == ["a", "a (2)"]
+    assert shelf.get("nonsense") is shelf.by_name["a"]
+    with pytest.raises(ValueError, match="expected at least one folder"):
+        views.Shelf([])
+
+
+def test_merged_streams_keep_both_texts_and_close_both() -> None:
+    closed = []
+
+    def words(name: str, count: int):
+        try:
+            for number in range(count):
+                yield f"{name}{number}"
+        finally:
+            closed.append(name)
+
+    shown = list(views.merged(words("a", 3), words("b", 1)))
+    assert shown[-1] == ("a0a1a2", "b0", False)
+    stream = views.merged(words("c", 100), words("d", 100))
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert sorted(closed) == ["a", "b", "c", "d"]
+
+
+def test_a_page_is_whole_and_forbids_scripts_and_requests() -> None:
+    page = html.page(CANARY, "<p>body</p>")
+    is_harmless(re.sub("<style>.*</style>", "", page, flags=re.S))
+    assert "default-src 'none'" in page
+    assert "prefers-color-scheme: dark" in page
+    assert not re.search(r"https?://|@import|url\(", page)
+
+
+def test_light_and_dark_have_the_same_colours() -> None:
+    assert set(html.LIGHT) == set(html.DARK)
+    used = set(re.findall(r"var\(--gb-(\w+)", html.asset("style.css"))) - {"sans", "mono"}
+    assert used <= set(html.LIGHT)
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG contrast of two hexadecimal colours."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("palette", [html.LIGHT, html.DARK])
+@pytest.mark.parametrize("name", ["ink", "muted", "accent", "good", "bad"])
+@pytest.mark.parametrize("ground", ["paper", "card"])
+def test_text_can_be_read_on_its_ground(palette: dict[str, str], name: str, ground: str) -> None:
+    assert contrast(palette[name], palette[ground]) >= 4.5  # WCAG AA
+
+
+CHARTS = [
+    figures.histogram_chart([0.5, 1, 2, 4], [3, 0, 5]),
+    figures.histogram_chart([0.0, 1, 2], [0, 0]),
+    figures.density_chart([0.1, 0.02, 1e-6, 0.0]),
+    figures.density_chart([]),
+    figures.Chart(title="t", x_label="x", y_label="y", kind="line", x=[0, 1, 2], y=[1.0, -0.5, 2.0]),
+]
+
+
+@pytest.mark.parametrize("chart", CHARTS, ids=range(len(CHARTS)))
+def test_a_chart_is_drawn_three_ways(chart: figures.Chart, tmp_path: Path) -> None:
+    drawing = figures.svg(chart)
+    is_harmless(drawing)
+    assert "nan" not in drawing
+    figure = figures.plotly_figure(chart)
+    assert len(figure.data[0].y) == len(chart.y)
+    for ending in figures.STATIC_FORMATS:
+        file = figures.save_static(chart, tmp_path / f"chart{ending}")
+        assert file.stat().st_size > 500
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_every_live_feature_is_in_the_density_chart() -> None:
+    assert sum(figures.density_chart([1.0, 0.5, 0.001, 0.0]).y) == 3
+
+
+def test_empty_ends_of_a_histogram_are_left_out() -> None:
+    chart = figures.histogram_chart([1, 2, 4, 8, 16], [0, 3, 4, 0])
+    assert (list(chart.x), list(chart.y)) == ([2, 4, 8], [3, 4])
+
+
+def test_a_chart_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected 3: mend x"):
+        figures.Chart(title="t", x_label="", y_label="", kind="bars", x=[1, 2], y=[1, 2])
+    with pytest.raises(ValueError, match="expected one of .png, .svg, .pdf: rename it"):
+        figures.save_static(CHARTS[0], tmp_path / "a.bmp")
+
+
+def test_terminal_cells_show_controls_and_take_no_markup() -> None:
+    shown = drawn(tables.records_table("", [{"token": "[red]\x1b[31m\n", "n": 3, "x": 0.123456, "none": None}]))
+    assert "[red]\\x1b[31m⏎" in shown
+    assert "0.1235" in shown
+    assert "\x1b" not in shown
+
+
+ANSWER = pa.table({"feature": [1, 2], "token": ["a,b", '"q"\n'], "value": [0.5, math.pi]})
+
+
+def test_answers_leave_in_every_format(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    for name in tables.FORMATS:
+        tables.write_table(ANSWER, name, tmp_path / f"out.{name}")
+    import csv
+
+    with (tmp_path / "out.csv").open(newline="") as file:
+        assert [row["token"] for row in csv.DictReader(file)] == ["a,b", '"q"\n']
+    assert json.loads((tmp_path / "out.json").read_text())[1]["value"] == math.pi
+    assert pyarrow.parquet.read_table(tmp_path / "out.parquet").equals(ANSWER)
+    assert pyarrow.ipc.open_stream((tmp_path / "out.arrow").read_bytes()).read_all().equals(ANSWER)
+    assert "a,b" in (tmp_path / "out.table").read_text()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_long_answer_says_what_it_leaves_out(capsys: pytest.CaptureFixture[str]) -> None:
+    tables.write_table(pa.table({"n": list(range(tables.ROWS_SHOWN + 5))}), "table", None)
+    captured = capsys.readouterr()
+    assert f"{tables.ROWS_SHOWN + 5} rows, {tables.ROWS_SHOWN} shown" in captured.err
+
+
+def test_steered_text_stands_beside_the_models_own() -> None:
+    comparison = SimpleNamespace(unsteered=" one [b]", steered=" two", unsteered_perplexity=2.0, steered_perplexity=7.5)
+    shown = drawn(tables.steering_table("prompt", comparison))
+    assert "prompt one [b]" in shown
+    assert "prompt two" in shown
+    assert "steered 7.5" in shown
+
+
+def test_the_evaluation_page_compares_saes() -> None:
+    metrics = SimpleNamespace(rows=lambda: [{"metric": "explained_variance", "value": 0.95}])
+    page = report.evaluation_page({CANARY: metrics, "b": metrics})  # type: ignore[dict-item]
+    is_harmless(re.sub("<style>.*</style>", "", page, flags=re.S))
+    assert Parsed(page).text.count("0.9500") == 2
+    assert "0.95" in drawn(tables.evaluation_table({"a": metrics}))
