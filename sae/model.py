@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sae.codes import Codes
 from sae.config import SAEConfig
-from sae.step import select, strongest_latents
+from sae.selection import select, strongest_latents
 
 
 class SAE(nn.Module):

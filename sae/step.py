@@ -18,10 +18,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae import sparse
+from sae.selection import strongest_latents
 
 
 class Parameters(NamedTuple):
@@ -46,45 +47,6 @@ class StepResult(NamedTuple):
     """Latents that were active in at least one row."""
     l0: Float[Tensor, ""]
     """Active latents a row, on average."""
-
-
-class Selection(NamedTuple):
-    """The k strongest latents of each row after ReLU; a row with fewer positive ones holds zeros."""
-
-    values: Float[Tensor, "n k"]
-    indices: Int[Tensor, "n k"]
-
-
-def select(pre: Float[Tensor, "n d_sae"], k: int) -> Selection:
-    """Returns the `k` largest pre-activations of every row, clipped at zero; differentiable."""
-    values, indices = torch.topk(pre, k, dim=1, sorted=False)
-    return Selection(values.relu(), indices)
-
-
-CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
-
-
-@torch.no_grad()
-def strongest_latents(
-    centred: Float[Tensor, "n d_in"],
-    W_enc: Float[Tensor, "d_sae d_in"],
-    b_enc: Float[Tensor, " d_sae"],
-    k: int,
-) -> Selection:
-    """Returns `select(centred W_encᵀ + b_enc, k)` without ever holding all pre-activations.
-
-    Rows go through in chunks whose pre-activations stay in the CPU's cache between the product and the selection.
-    """
-    n, d_sae = len(centred), len(W_enc)
-    chunk_rows = max(64, CHUNK_BYTES[centred.device.type] // (d_sae * centred.element_size()))
-    pre = centred.new_empty(min(chunk_rows, n), d_sae)
-    values = centred.new_empty(n, k)
-    indices = torch.empty(n, k, dtype=torch.int64, device=centred.device)
-    for start in range(0, n, chunk_rows):
-        part = slice(start, min(start + chunk_rows, n))
-        chunk = torch.addmm(b_enc, centred[part], W_enc.T, out=pre[: part.stop - start])
-        torch.topk(chunk, k, dim=1, sorted=False, out=(values[part], indices[part]))
-    return Selection(values.relu_(), indices)
 
 
 def _total_variance(x: Tensor) -> Tensor:

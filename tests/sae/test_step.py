@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae import sparse
-from sae import step as step_module
-from sae.step import Parameters, reference_loss, select, sparse_step, strongest_latents
+from sae import selection, sparse
+from sae.selection import select, strongest_latents
+from sae.step import Parameters, reference_loss, sparse_step
 
 
 def parameters(d_in: int, d_sae: int, b_enc: float = 0.1, seed: int = 0) -> Parameters:
@@ -117,9 +117,50 @@ def test_select_keeps_the_largest_and_clips_at_zero() -> None:
 
 @pytest.mark.parametrize("n", [1, 63, 64, 65, 200])
 def test_selection_in_chunks_equals_selection_at_once(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(step_module.CHUNK_BYTES, "cpu", 1)  # the smallest chunk: 64 rows
+    monkeypatch.setitem(selection.CHUNK_BYTES, "cpu", 1)  # the smallest chunk: 64 rows
     centred, W, b = torch.randn(n, 7), torch.randn(30, 7), torch.randn(30)
     values, indices = strongest_latents(centred, W, b, 5)
     expected = select(centred @ W.T + b, 5)
     dense, wanted = (torch.zeros(n, 30).scatter(1, i, v) for v, i in ((values, indices), expected))
     torch.testing.assert_close(dense, wanted)
+
+
+SCREENED = {
+    "plain": dict(),
+    "chosen by the smallest margins": dict(spread=1e-3),
+    "fewer than k positive": dict(shift=-3.0),
+    "large bias": dict(bias=30.0),
+    "repeated latents": dict(repeat=True),
+}
+
+
+@pytest.mark.parametrize("name", SCREENED)
+def test_the_screen_chooses_what_float32_chooses(name: str) -> None:
+    case = SCREENED[name]
+    n, d_in, d_sae, k = 150, 24, 2048, 20
+    centred, W = torch.randn(n, d_in), torch.randn(d_sae, d_in)
+    if "spread" in case:
+        W = W[:1] + case["spread"] * W  # all latents nearly alike: bf16 cannot tell them apart
+    if case.get("repeat"):
+        W[d_sae // 2 :] = W[: d_sae // 2]
+    b = case.get("bias", 0.3) * torch.randn(d_sae) + case.get("shift", 0.0)
+    values, indices = strongest_latents(centred, W, b, k, screen=True)
+    pre = (centred.double() @ W.double().T + b.double()).relu()
+    assert (indices.sort(1).values.diff(dim=1) > 0).all(), "a latent was chosen twice"
+    torch.testing.assert_close(values.double(), pre.gather(1, indices), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(values.sort(1).values.double(), pre.topk(k).values.sort(1).values, rtol=1e-5, atol=1e-4)
+
+
+def test_the_screen_settles_most_rows_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    again: list[int] = []
+    whole = selection.strongest_latents
+
+    def counting(centred: Tensor, *rest: object, **options: object) -> selection.Selection:
+        again.append(len(centred))
+        return whole(centred, *rest, **options)
+
+    monkeypatch.setattr(selection, "strongest_latents", counting)
+    centred = torch.randn(500, 64)
+    W = torch.nn.functional.normalize(torch.randn(4096, 64), dim=1)
+    selection._screened(centred, W, torch.zeros(4096), 16, 32)
+    assert sum(again) < 50
