@@ -35,7 +35,7 @@ from features.dictionary import Dictionary
 from features.events import StoredEvents, read_events, split_features
 from features.examples import order_by_activation
 from features.index import group_events
-from features.phrases import Member, quoted, rule_text
+from features.phrases import LISTED, Member, quoted, rule_text
 
 METHOD = "token-statistics"
 FIT, CHOOSE, TEST = 0, 1, 2
@@ -60,7 +60,9 @@ PREFERENCE = {
     "region and class": 0.92,
     "next": 0.9,
 }
-COST_PER_DOUBLING = 0.025
+COST_PER_MEMBER = 0.008
+UNTOLD = 0.6
+"""What a rule is worth, as a share, whose members a text cannot list."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,6 +343,14 @@ class _Fit:
                 np.nan,
             )
 
+    def readable(self, local: int) -> float:
+        """How much of a feature's rule a short text can tell: rules with many small members count for less."""
+        mass = self.mass[self.starts[local] : self.best[local] + 1, FIT]
+        if mass.size <= LISTED:
+            return 1.0 - COST_PER_MEMBER * (mass.size - 1)
+        listed = np.partition(mass, mass.size - LISTED)[-LISTED:].sum() / mass.sum()
+        return (1.0 - COST_PER_MEMBER * LISTED) * (UNTOLD + (1 - UNTOLD) * float(listed))
+
     def rule(self, local: int) -> tuple[Rule, list[Member]]:
         """One feature's rule, and its members with their shares of the activation that it covers."""
         part = slice(self.starts[local], self.best[local] + 1)
@@ -409,11 +419,7 @@ def _explain_one(
     events: _Events,
 ) -> _Written:
     candidates = [
-        (
-            fit.value[local] * PREFERENCE[fit.attribute.name] * (1 - COST_PER_DOUBLING * np.log2(fit.members[local])),
-            -place,
-            fit,
-        )
+        (fit.value[local] * PREFERENCE[fit.attribute.name] * fit.readable(local), -place, fit)
         for place, fit in enumerate(fitted)
         if fit.best[local] >= 0
     ]

@@ -240,6 +240,7 @@ def open_locked(path: Path, build: Path) -> DuckDBPyConnection:
     connection = duckdb.connect(str(path), read_only=True)
     folder = str(build).replace("'", "''")
     for setting in (
+        "temp_directory = ''",
         f"allowed_directories = ['{folder}']",
         "autoload_known_extensions = false",
         "autoinstall_known_extensions = false",

@@ -95,8 +95,6 @@ class Store:
         self.verify()
         self._views: DuckDBPyConnection | None = None
         self._views_stamp: tuple[int, ...] | None = None
-        self._views_folder: tempfile.TemporaryDirectory[str] | None = None
-        self._views_number = 0
         self._lock = threading.Lock()
 
     def verify(self, deep: bool = False) -> None:
@@ -169,14 +167,11 @@ class Store:
             connection.unregister("incoming")
 
     def close(self) -> None:
-        """Closes the view database and removes its temporary file."""
+        """Closes the view database."""
         with self._lock:
             if self._views is not None:
                 self._views.close()
                 self._views = None
-            if self._views_folder is not None:
-                self._views_folder.cleanup()
-                self._views_folder = None
 
     @contextmanager
     def _labels_database(self, read_only: bool) -> Iterator[DuckDBPyConnection]:
@@ -218,13 +213,10 @@ class Store:
         with self._lock:
             if self._views is None or stamp != self._views_stamp:
                 people = self.read_labels()
-                if self._views_folder is None:
-                    self._views_folder = tempfile.TemporaryDirectory(prefix="glassbox-views-")
-                self._views_number += 1
-                path = Path(self._views_folder.name) / f"views-{self._views_number}.duckdb"
-                schema.write_view_database(path, self.build, people)
-                self._views = schema.open_locked(path, self.build)
+                # an open database keeps its file alive: it needs no name, and vanishes with its last cursor
+                with tempfile.TemporaryDirectory(prefix="glassbox-views-") as folder:
+                    path = Path(folder) / "views.duckdb"
+                    schema.write_view_database(path, self.build, people)
+                    self._views = schema.open_locked(path, self.build)
                 self._views_stamp = stamp
-                # the open database keeps its file alive; older ones vanish with their last cursor
-                path.unlink()
             return self._views

