@@ -139,7 +139,8 @@ def build(dictionaries: Sequence[Dictionary]) -> gr.Blocks:
         def act(name: str, ids: list[int], event: gr.EventData) -> list[Any]:
             """Answers a followed link, or a step back in the web browser's history."""
             asked = getattr(event, "_data", None) or {}
-            name = asked.get("dict") if asked.get("dict") in shelf.by_name else name
+            if asked.get("dict") in shelf.by_name:
+                name = str(asked.get("dict"))
             feature = asked.get("feature")
             feature = feature if isinstance(feature, int) and not isinstance(feature, bool) else None
             action = asked.get("action")

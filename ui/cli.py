@@ -78,7 +78,7 @@ def demo(
     config = configs.load(run.RunConfig, "demo", [*(overrides or []), f"out={out}"])
     result = run.run_demo(config)
     page = report.write_demo_report(result, Path(config.out) / "report.html")
-    tables.show(tables.metrics_table(result), tables.timings_table(result), *tables.feature_notes(result))
+    tables.show(tables.metrics_table(result), tables.timings_table(result), tables.drawn_table(result))
     typer.echo(f"Report: {page}")
     if no_browse:
         typer.echo(f"Browse: glassbox browse {result.dictionary}")

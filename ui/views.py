@@ -186,7 +186,7 @@ def merged(left: Iterator[str], right: Iterator[str]) -> Iterator[tuple[str, str
 
 def slot(dictionary: Dictionary, feature: int, name: str) -> str:
     """Returns the name of a steered feature: its number, what it is called, and its unit of strength."""
-    says = escape(dictionary.explanations_of([feature]).get(feature, ""))
+    says = html.explained(dictionary.explanations_of([feature]).get(feature, ""))
     maximum = float(dictionary.max_activations[feature])
     return (
         f'<div class="gb"><b>{render.linker(name)(feature, f"Feature {feature}")}</b> '

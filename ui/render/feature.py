@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ui.render import figures, html
-from ui.render.html import bar, chip, escape, highlighted, table
+from ui.render.html import bar, chip, escape, explained, highlighted, table
 
 if TYPE_CHECKING:
     from features import Feature
@@ -69,7 +69,7 @@ def feature_card(feature: Feature, link: Link = plain, examples: int = HEADLINE_
     """Returns the short form of a feature: explanation, promoted tokens and the strongest examples."""
     promoted = " ".join(chip(token) for token, _, _ in list(feature.top_logits)[:8])
     shown = "".join(_example(example, feature.max_activation) for example in list(feature.examples)[:examples])
-    says = escape(feature.explanation) or '<span class="muted">no explanation</span>'
+    says = explained(feature.explanation) or '<span class="muted">no explanation</span>'
     return (
         f'<article class="card stack"><div class="head"><h2>{link(feature.id, f"Feature {feature.id}")}</h2>'
         f'<span class="muted small">fires on {frequency(feature.density)} · '
@@ -88,7 +88,7 @@ def feature_list(rows: Sequence[dict[str, Any]], link: Link) -> str:
     densest = max((row["density"] for row in rows), default=0.0) or 1.0
     cells = []
     for row in rows:
-        says = escape(row.get("explanation") or "")
+        says = explained(row.get("explanation") or "")
         if row["is_dead"]:
             says = '<span class="muted">never fired</span>'
         why = f'<div class="why">{escape(row["why"])}</div>' if row.get("why") else ""
@@ -123,7 +123,7 @@ def active_features(
         number = f"<b>{link(entry.feature, str(entry.feature))}</b>"
         strength = f"{entry.max_activation:.3g}, {entry.max_activation / scale:.0%} of its maximum"
         ranked.append(
-            f'<div class="card active-feature"><div class="head"><span>{number} {escape(entry.explanation)}</span>'
+            f'<div class="card active-feature"><div class="head"><span>{number} {explained(entry.explanation)}</span>'
             f'<span class="muted small">{strength}</span></div>{shown}</div>'
         )
     tokens = []
@@ -161,7 +161,7 @@ def _explanations(feature: Feature) -> str:
         author = f" by {explanation.author}" if explanation.method == "label" else ""
         source = escape(f"{explanation.method}{author}{score}")
         shown.append(
-            f'<div><p class="says">{escape(explanation.text)}</p><span class="muted small">{source}</span></div>'
+            f'<div><p class="says">{explained(explanation.text)}</p><span class="muted small">{source}</span></div>'
         )
     empty = '<p class="muted">No explanation yet.</p>'
     return f'<section class="card stack"><h3>Explanation</h3>{"".join(shown) or empty}</section>'
@@ -218,7 +218,7 @@ def _neighbours(feature: Feature, link: Link, explanations: Mapping[int, str]) -
     rows = [
         {
             "feature": link(number, str(number)),
-            "says": f'<span class="muted">{escape(explanations.get(number, ""))}</span>',
+            "says": f'<span class="muted">{explained(explanations.get(number, ""))}</span>',
             "cosine": f"{cosine:.2f}",
         }
         for number, cosine in feature.neighbours

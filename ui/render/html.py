@@ -75,6 +75,14 @@ def chip(token: str) -> str:
     return f'<span class="chip">{visible(token, spaces=True) or "&nbsp;"}</span>'
 
 
+def explained(text: str) -> str:
+    """Returns an explanation; what stands between backticks, as explanations quote tokens, becomes a chip."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # a lone backtick quotes nothing
+        return escape(text)
+    return "".join(chip(part) if index % 2 else escape(part) for index, part in enumerate(parts))
+
+
 def highlighted(
     tokens: Sequence[str], activations: Sequence[float], scale: float, peak: int | None = None, unit: str = "activation"
 ) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ui.render import html
 from ui.render.feature import feature_card
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 NAMES = {
     "explained_variance": "Explained variance",
     "ce_recovered": "Cross-entropy recovered",
-    "l0": "Active latents per token (L0)",
     "dead_frac": "Silent latents",
+    "l0": "Active latents per token (L0)",
     "dense_frac": "Dense latents",
     "mse": "Mean squared error",
     "cosine": "Cosine of input and reconstruction",
@@ -31,8 +31,14 @@ NAMES = {
     "ce_clean": "Cross-entropy of the model (nats)",
     "ce_sae": "Cross-entropy with the SAE spliced in",
     "ce_zero": "Cross-entropy with the site set to zero",
+    "relative_norm": "Length of reconstruction by length of input",
     "n_rows": "Rows measured",
+    "n_tokens": "Tokens predicted",
 }
+LEAD = (
+    "A sparse autoencoder learned to write each activation of a language model as a sum of a few directions. Each "
+    "direction is a feature. This page shows how faithful that dictionary is, and what some of its features mean."
+)
 DRAWN = (
     "Drawn blindly among the live ones, so good and bad appear as they are. A token's colour is the feature's "
     "activation on it, as a share of the feature's maximum; hover to read the value."
@@ -59,7 +65,7 @@ def demo_page(report: DemoReport) -> str:
             "target": escape(row.get("target") or ""),
             "met": _met(row.get("met")),
         }
-        for row in report.metrics_rows()
+        for row in sorted(report.metrics_rows(), key=lambda row: _place(row["metric"]))
     ]
     total = sum(report.timings.values())
     timings = [
@@ -70,13 +76,13 @@ def demo_page(report: DemoReport) -> str:
     columns = {"metric": "Measured on held-out text", "value": "Value", "target": "Target", "met": ""}
     cards = "".join(feature_card(feature) for feature in report.features)
     body = (
-        f"<header class='stack'><h3>Glassbox</h3><h1>What this model thinks in</h1><p class='lead'>{_lead(report)}</p>"
-        f"{html.facts(_headline(report))}</header>"
+        f"<header class='stack'><h3>Glassbox</h3><h1>What this model thinks in</h1><p class='lead'>{LEAD}</p>"
+        f"{html.facts(report.headline())}</header>"
         f'<section class="pair"><div class="card">{table(columns, metrics, "tight", numbers=("value", "target"))}</div>'
         f'<div class="card">{table({"step": "Step", "time": "Time", "bar": ""}, timings, "tight", numbers=("time",))}'
         "</div></section>"
         f"<section><h2>{len(report.features)} features, drawn by seed</h2><p class='muted'>{DRAWN}</p>{cards}</section>"
-        f"<section><h2>How it was made</h2><p class='muted'>{_recipe(report)}</p></section>"
+        f"<section><h2>How it was made</h2><p class='muted'>{escape(report.recipe)}</p></section>"
     )
     return html.page("Glassbox: features of a run", body)
 
@@ -100,11 +106,16 @@ def evaluation_page(results: Mapping[str, Metrics]) -> str:
     return html.page("Glassbox: evaluation", body)
 
 
+def _place(metric: str) -> int:
+    """Orders metrics as `NAMES` does, unknown ones last."""
+    return list(NAMES).index(metric) if metric in NAMES else len(NAMES)
+
+
 def _value(name: str, value: object) -> str:
     if value is None:
         return "not measured"
     if isinstance(value, float):
-        return f"{value:.2%}" if name in SHARES else f"{value:.4f}"
+        return f"{value:.2%}" if name in SHARES else f"{value:.1f}" if name == "l0" else f"{value:.4f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -119,18 +130,3 @@ def _write(path: Path, content: str) -> Path:
     partial.write_text(content, encoding="utf-8")
     os.replace(partial, path)
     return path
-
-
-def _lead(report: Any) -> str:
-    return (
-        "A sparse autoencoder learned to write each activation of a language model as a sum of a few directions. Each "
-        "direction is a feature. This page shows how faithful that dictionary is, and what some of its features mean."
-    )
-
-
-def _headline(report: Any) -> dict[str, str]:
-    return {name: str(value) for name, value in report.headline().items()}
-
-
-def _recipe(report: Any) -> str:
-    return escape(report.recipe)

@@ -55,7 +55,7 @@ def records_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title=title or None, title_justify="left", header_style="dim", box=None, pad_edge=False)
     for column in columns:
         numeric = all(isinstance(row.get(column), int | float | None) for row in rows)
-        table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*[text(row.get(column)) for column in columns])
     return table
@@ -77,6 +77,15 @@ def timings_table(report: Any) -> Table:
     """Returns how long each step of a run took."""
     rows = [{"step": step, "time_s": round(time_s, 1)} for step, time_s in report.timings.items()]
     return records_table("Time", rows)
+
+
+def drawn_table(report: Any) -> Table:
+    """Returns the features that a demo drew: number, how often each fires, and what it seems to stand for."""
+    rows = [
+        {"feature": row["feature"], "density": f"{row['density']:.2%}", "explanation": row["explanation"]}
+        for row in report.rows()
+    ]
+    return records_table(f"{len(rows)} features, drawn by seed", rows)
 
 
 def evaluation_table(results: Mapping[str, Any]) -> Table:
