@@ -15,6 +15,7 @@ Sources: Muon, Jordan et al. 2024 (torch.optim.Muon); the trapezoidal schedule, 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -172,6 +173,11 @@ class PretrainText:
     heldout: list[Document]
     counts: dict[str, int]
 
+    @property
+    def fingerprint(self) -> str:
+        """A sha256 over the stream: a run goes on only over the text that it began with."""
+        return hashlib.sha256(self.stream.tobytes()).hexdigest()
+
 
 def _encode(tokenizer: Any, documents: list[Document]) -> list[np.ndarray]:
     encoded = tokenizer.encode_batch([document.text for document in documents])
@@ -230,7 +236,11 @@ def lay_out_text(config: PretrainConfig, tokenizer: Any, corpus: list[Document])
         "package_copies_refused": refused,
         "package_files_undecodable": report.undecodable,
     }
-    return PretrainText(stream[:wanted], np.concatenate(own + other), heldout, counts)
+    # the baseline tunes its weights on the end of this: a fair sample of all the text
+    distinct = own + other
+    mixing = np.random.default_rng(config.seed + 2)
+    mixed_once = np.concatenate([distinct[i] for i in mixing.permutation(len(distinct))])
+    return PretrainText(stream[:wanted], mixed_once, heldout, counts)
 
 
 def build_model(config: PretrainConfig) -> Any:
@@ -270,7 +280,7 @@ def _rate(config: PretrainConfig, step: int) -> float:
     return min(1.0, (step + 1) / warmup, (config.steps - step) / decay)
 
 
-def _save_state(path: Path, model: Any, optimizers: list[torch.optim.Optimizer], step: int) -> None:
+def _save_state(path: Path, model: Any, optimizers: list[torch.optim.Optimizer], step: int, text: PretrainText) -> None:
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {f"model/{name}": value.detach() for name, value in model.named_parameters()}
@@ -280,15 +290,24 @@ def _save_state(path: Path, model: Any, optimizers: list[torch.optim.Optimizer],
                 tensors[f"optimizer{number}/{index}/{key}"] = torch.as_tensor(value)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, partial, metadata={"step": str(step)})
+    save_file(
+        {name: value.contiguous() for name, value in tensors.items()},
+        partial,
+        metadata={"step": str(step), "text": text.fingerprint},
+    )
     os.replace(partial, path)
 
 
-def _load_state(path: Path, model: Any, optimizers: list[torch.optim.Optimizer]) -> int:
+def _load_state(path: Path, model: Any, optimizers: list[torch.optim.Optimizer], text: PretrainText) -> int:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as stored:
         step = int(stored.metadata()["step"])
+        if stored.metadata()["text"] != text.fingerprint:
+            raise ValueError(
+                f"{path} was trained on other text than this machine gives now, expected the same files: restore the "
+                "installed packages, or delete the state to start afresh"
+            )
         states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
         for name in stored.keys():
             owner, rest = name.split("/", 1)
@@ -329,7 +348,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     text = lay_out_text(config, tokenizer, corpus)
     model = build_model(config).to(device)
     optimizers = _optimizers(model, config)
-    start = _load_state(state, model, optimizers) if state.exists() else 0
+    start = _load_state(state, model, optimizers, text) if state.exists() else 0
     if start:
         kept = [line for line in log.read_text().splitlines() if json.loads(line).get("step", 0) < start]
         log.write_text("".join(line + "\n" for line in kept))
@@ -406,7 +425,7 @@ def _train_steps(
                 with log.open("a") as file:
                     file.write(json.dumps(entry) + "\n")
             if (step + 1) % config.checkpoint_every_steps == 0:
-                _save_state(state, model, optimizers, step + 1)
+                _save_state(state, model, optimizers, step + 1, text)
 
 
 def _finish(config: PretrainConfig, model: Any, tokenizer: Any, text: PretrainText, out: Path, log: Path) -> None:

@@ -74,6 +74,17 @@ def test_another_recipe_in_the_same_folder_is_refused(tmp_path: Path) -> None:
         pretrain(replace(TINY, out=str(tmp_path)))
 
 
+def test_a_run_goes_on_only_over_the_text_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(TINY, out=str(tmp_path))
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 8)
+        with pytest.raises(Interrupted):
+            pretrain(config)
+    monkeypatch.setattr(pretraining, "standard_library", lambda *_: iter([Document("a.py", "x = 1\n" * 3000)]))
+    with pytest.raises(ValueError, match="trained on other text than this machine gives now"):
+        pretrain(config)
+
+
 def test_impossible_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="no multiple of context_tokens"):
         replace(TINY, batch_tokens=100)
