@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -69,7 +69,11 @@ def test_the_wheel_holds_the_packages_and_their_data_and_nothing_else(wheel: Pat
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == {"configs", "activations", "sae", "features", "ui"}
-    for needed in ("configs/demo.yaml", "activations/embedded/model.safetensors", "activations/embedded/tokenizer.json"):
+    for needed in (
+        "configs/demo.yaml",
+        "activations/embedded/model.safetensors",
+        "activations/embedded/tokenizer.json",
+    ):
         assert needed in names
 
 
@@ -81,10 +85,12 @@ def test_the_installed_command_runs_the_demo_from_any_folder(
     if has_own_configs:
         (tmp_path / "configs").mkdir()
         (tmp_path / "configs" / "__init__.py").write_text("raise RuntimeError('the wrong configs')\n")
-    run(environment / "bin" / "glassbox", "demo", "--no-browse", "--out", "out", *SHORT_DEMO, cwd=tmp_path)
-    assert (tmp_path / "out" / "report.html").is_file()
-    dictionaries = list((tmp_path / "out").rglob("dictionary.json"))
+    run(environment / "bin" / "glassbox", "demo", "--no-browse", "--out", "runs/demo", *SHORT_DEMO, cwd=tmp_path)
+    assert (tmp_path / "runs" / "demo" / "report.html").is_file()
+    dictionaries = list((tmp_path / "runs").rglob("dictionary.json"))
     assert len(dictionaries) == 1
     origin = run(environment / "bin" / "python", "-P", "-c", "import sae; print(sae.__file__)", cwd=tmp_path)
     assert origin.startswith(str(environment))
-    assert json.loads(dictionaries[0].read_text())
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert run(environment / "bin" / "python", "-P", "-c", lines, cwd=tmp_path).strip(), "the README's lines print"
