@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 SLOTS = 4
 MODEL_QUEUE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 BRIDGE = "window.glassbox.ready((data) => trigger('click', data));"
-FORGET_CURSORS = "() => document.querySelectorAll('.cursor').forEach((cursor) => cursor.remove())"
+STARTED = "(...given) => { document.body.classList.add('gb-writing'); return given; }"
+STOPPED = "() => document.body.classList.remove('gb-writing')"
 HEADER = (
     '<div class="gb gb-header"><b>Glassbox</b><span class="muted">the features a language model thinks in</span></div>'
 )
@@ -279,7 +280,7 @@ def _steering_tab(shelf: views.Shelf, chosen: gr.Dropdown, steered: gr.State) ->
     slots = [*rows, *names]
     with gr.Row():
         mode = gr.Radio(MODES, value="add", label="What to do with it", scale=2)
-        tokens = gr.Slider(1, 200, value=60, step=1, label="Tokens", scale=1)
+        tokens = gr.Slider(1, 200, value=60, step=1, label="Tokens", scale=1, elem_id="steer-tokens")
         temperature = gr.Slider(0, 1.5, value=0, step=0.05, label="Temperature", scale=1)
         seed = gr.Number(0, precision=0, label="Seed", scale=1)
     prompt = gr.Textbox("def ", label="Prompt", lines=3, elem_id="steer-prompt")
@@ -340,8 +341,8 @@ def _steering_tab(shelf: views.Shelf, chosen: gr.Dropdown, steered: gr.State) ->
     for position, button in enumerate(removers):
         button.click(remove(position), [chosen, steered, *sliders], [steered, *slots, *sliders], **private)
     inputs = [chosen, steered, mode, prompt, tokens, temperature, seed, *sliders]
-    writing = run.click(write, inputs, [plain, changed], **private, **MODEL_QUEUE)
-    stop.click(None, cancels=[writing], js=FORGET_CURSORS, api_visibility="private")
+    writing = run.click(write, inputs, [plain, changed], js=STARTED, **private, **MODEL_QUEUE)
+    stop.click(None, cancels=[writing], js=STOPPED, api_visibility="private")
     return slots
 
 

@@ -56,7 +56,7 @@ class StandInModel:
     def stream(self, prompt: str, max_new_tokens: int = 20, interventions: Any = None, **options: Any):
         """Yields numbered words, and a canary."""
         for number in range(max_new_tokens):
-            time.sleep(0.02)
+            time.sleep(0.03)
             yield f" {'steered' if interventions else 'plain'}{number}" + (CANARY if number == 3 else "")
 
 

@@ -266,17 +266,19 @@ def test_steering_streams_beside_the_plain_text_and_stops(visit: Visit) -> None:
     page.fill("#steer-find input, #steer-find textarea", "12")
     page.click("#steer-add")
     page.wait_for_selector("#strength-1 input")
+    page.fill("#steer-tokens input[type=number]", "200")
+    page.keyboard.press("Tab")
     page.click("#steer-run")
     page.wait_for_function("document.querySelector('#steer-changed').textContent.includes('steered5')")
     page.wait_for_function("document.querySelector('#steer-plain').textContent.includes('plain5')")
     visit.keep("steering")
     page.click("#steer-stop")
-    page.wait_for_selector(".cursor", state="detached")
+    page.wait_for_selector(".cursor", state="hidden")
     page.wait_for_timeout(500)
     length = len(page.inner_text("#steer-changed"))
     page.wait_for_timeout(700)
     assert len(page.inner_text("#steer-changed")) == length
-    assert "steered59" not in page.inner_text("#steer-changed")
+    assert "steered199" not in page.inner_text("#steer-changed")
     assert CANARY in page.inner_text("#steer-changed")
 
 
@@ -319,6 +321,7 @@ def test_files_of_the_machine_are_not_served(address: str) -> None:
     for path in ("/gradio_api/file=/etc/hostname", "/file=/etc/hostname", f"/gradio_api/file={ROOT}/pyproject.toml"):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{address}{path}", timeout=30)
+        refused.value.close()
         assert refused.value.code in (403, 404)
 
 

@@ -99,7 +99,7 @@ def evaluation_page(results: Mapping[str, Metrics]) -> str:
         | {folder: escape(_value(name, value)) for folder, value in values.items()}
         for name, values in names.items()
     ]
-    listed = table(columns, rows, "", numbers=list(results))
+    listed = table(columns, rows, "wrap", numbers=list(results))
     body = (
         f'<header class="stack"><h3>Glassbox</h3><h1>Evaluation</h1></header><section class="card">{listed}</section>'
     )
