@@ -5,13 +5,14 @@ written to the labels database.
 
 1. Documents are divided three ways: fit, choose, test (small corpora: blocks of text instead of documents).
 2. For each kind of attribute (`features.attributes`: the token, the one before, the line, the region, …) the activation
-   mass of each category is held against how often the category occurs. Categories ordered by expected activation give
-   nested rules "active where the attribute is one of S"; S maximises the harmonic mean of
+   mass of each category (here the sum of squared activations, so that strong ones count, as they do for who reads the
+   examples) is held against how often the category occurs. Categories ordered by expected mass give nested rules
+   "active where the attribute is one of S"; S maximises the harmonic mean of
        recall    = share of the activation mass that S covers
-       precision = mass in S / (occurrences of S · the feature's mean activation), at most 1
+       precision = mass in S / (occurrences of S · the feature's mean mass of an event), at most 1
    on the fit part: precision asks that the feature be active at S as strongly as it usually is.
 3. The attribute is the one whose rule does best on the choose part, with a slight preference for plain and small rules.
-4. The score is measured on the test part: AUC of the expected activation of each token's category as a predictor of
+4. The score is measured on the test part: AUC of the expected mass of each token's category as a predictor of
    whether the feature is active, and balanced accuracy of S itself.
 
 All of it is counting over sorted keys, for all features of a range at once.
@@ -43,6 +44,7 @@ SPLITS = 3
 RULE_MEMBERS = 256
 WHOLE_DOCUMENTS_FROM = 24
 BLOCK_TOKENS = 1024
+"""Length of the blocks that are divided where there are fewer documents than that."""
 
 PREFERENCE = {
     "token": 1.0,
@@ -71,7 +73,7 @@ class ExplainConfig:
 
     __pydantic_config__ = {"extra": "forbid"}
 
-    sample_tokens: int = 600_000
+    sample_tokens: int = 400_000
     """Tokens of the indexed text that rules are fitted and tested on, whole documents drawn by seed."""
     min_events: int = 4
     """Activations in the fitted part below which no rule is sought and the feature counts as rare."""
@@ -94,7 +96,7 @@ class Rule:
     keys: list[Any]
     """Categories, from the highest expected activation; token ids, words or names (`features.attributes`)."""
     activations: list[float]
-    """Expected activation at each of them."""
+    """Expected activation at each of them: root of the mean square over all its occurrences."""
     precision: float
     recall: float
 
@@ -196,7 +198,8 @@ class _Events:
     features: np.ndarray
     places: np.ndarray
     """Index of the token in the sample."""
-    activations: np.ndarray
+    mass: np.ndarray
+    """Squared activations."""
     splits: np.ndarray
 
     def totals(self, weights: np.ndarray | None) -> np.ndarray:
@@ -238,7 +241,9 @@ class _Sample:
             text.column("context_position")[ordinals],
             [documents.names[row] for row in kept_rows],
         )
-        unit = row_of if documents.ids.size >= WHOLE_DOCUMENTS_FROM else ordinals // BLOCK_TOKENS
+        block = int(np.clip(ordinals.size // (2 * WHOLE_DOCUMENTS_FROM), 1, BLOCK_TOKENS))
+        unit = row_of if len(kept_rows) >= WHOLE_DOCUMENTS_FROM else np.arange(ordinals.size) // block
+        unit = np.unique(unit, return_inverse=True)[1]
         share = rng.permutation(int(unit.max()) + 1) % 5
         self.splits = np.where(share < 3, FIT, np.where(share == 3, CHOOSE, TEST))[unit]
         self.is_indexed = text.column("is_indexed")[ordinals]
@@ -263,7 +268,7 @@ class _Sample:
             last - first,
             (read.features[kept] - first).astype(np.int64),
             places,
-            read.activations[kept].astype(np.float64),
+            np.square(read.activations[kept].astype(np.float64)),
             self.splits[places],
         )
 
@@ -275,7 +280,7 @@ class _Fit:
         self.attribute = attribute
         n, size = events.n, attribute.size
         keys = (events.features * size + attribute.categories[events.places]) * SPLITS + events.splits
-        keys, counts, mass = group_events(keys, events.activations, n * size * SPLITS)
+        keys, counts, mass = group_events(keys, events.mass, n * size * SPLITS)
         entries, inverse = np.unique(keys // SPLITS, return_inverse=True)
         slot = inverse * SPLITS + keys % SPLITS
         counts = np.bincount(slot, counts, minlength=entries.size * SPLITS).reshape(-1, SPLITS)
@@ -291,7 +296,7 @@ class _Fit:
         starts = np.searchsorted(self.feature, np.arange(n + 1))
         self.starts = starts
 
-        total_mass, total_count = events.totals(events.activations), events.totals(None)
+        total_mass, total_count = events.totals(events.mass), events.totals(None)
         level = total_mass[:, FIT] / np.maximum(total_count[:, FIT], 1)
         fit_mass = _running(self.mass[:, FIT], self.feature, starts)
         fit_background = _running(background[:, FIT], self.feature, starts)
@@ -361,7 +366,7 @@ class _Fit:
         rule = Rule(
             self.attribute.name,
             keys[kept],
-            [round(value, 4) for value in self.expected[part][kept].tolist()],
+            [round(float(value), 4) for value in np.sqrt(self.expected[part][kept])],
             round(float(self.precision[local]), 4),
             round(float(self.recall[local]), 4),
         )
@@ -458,7 +463,7 @@ def _places_seen(local: int, events: _Events, sample: _Sample) -> str:
     ids = sample.tokens.ids[events.places[part]]
     if ids.size == 0:
         return ""
-    mass = np.bincount(ids, events.activations[part])
+    mass = np.bincount(ids, events.mass[part])
     top = np.argsort(-mass, kind="stable")[:5]
     return ", ".join(dict.fromkeys(quoted(sample.vocabulary[i]) for i in top.tolist() if mass[i] > 0))
 

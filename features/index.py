@@ -22,7 +22,9 @@ import json
 import os
 import shutil
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +48,8 @@ _BIN_SHIFT = 21  # of a float32's 23 bits of mantissa, two stay
 _FIRST_BIN = (127 - 20) << (23 - _BIN_SHIFT)
 EVENT_ROW_GROUP = 65_536
 SPILL_BYTES_PER_EVENT = 12
+RANGE_EVENTS = 1_500_000
+TABLE_THREADS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -461,45 +465,57 @@ def _write_event_tables(
             "activation": "BYTE_STREAM_SPLIT",
         },
     )
-    with writer:
-        for events in spill.ranges():
-            documents = corpus.documents[events.ordinals]
-            writer.write_table(
-                pa.table(
-                    [events.features, documents, corpus.positions[events.ordinals], events.activations],
-                    schema=event_schema,
-                ),
-                row_group_size=EVENT_ROW_GROUP,
-            )
-            parts["features"].append(_feature_rows(events, documents, corpus.n_indexed, norms, first_event))
-            parts["histograms"].append(_histogram_rows(events, config.histogram_bins))
-            chosen = choose_examples(
-                events,
-                windows=windows,
-                documents=corpus.documents,
-                top=config.examples,
-                per_document=config.per_document,
-                strata=config.strata,
-                stratum_examples=config.stratum_examples,
-                seed=config.seed,
-            )
-            parts["examples"].append(
-                pa.table(
-                    [
-                        chosen.features,
-                        chosen.strata,
-                        chosen.ranks.astype(np.int32),
-                        corpus.documents[chosen.ordinals],
-                        corpus.positions[chosen.ordinals],
-                        chosen.activations,
-                    ],
-                    schema=schema.TABLES["examples"].arrow_schema(),
-                )
-            )
-            parts["feature_tokens"].append(_token_rows(events, corpus.tokens, vocab, config.feature_tokens))
+
+    def tabulate(events: EventRange, first_event: int) -> dict[str, pa.Table]:
+        documents = corpus.documents[events.ordinals]
+        chosen = choose_examples(
+            events,
+            windows=windows,
+            documents=corpus.documents,
+            top=config.examples,
+            per_document=config.per_document,
+            strata=config.strata,
+            stratum_examples=config.stratum_examples,
+            seed=config.seed,
+        )
+        return {
+            "events": pa.table(
+                [events.features, documents, corpus.positions[events.ordinals], events.activations],
+                schema=event_schema,
+            ),
+            "features": _feature_rows(events, documents, corpus.n_indexed, norms, first_event),
+            "histograms": _histogram_rows(events, config.histogram_bins),
+            "examples": pa.table(
+                [
+                    chosen.features,
+                    chosen.strata,
+                    chosen.ranks.astype(np.int32),
+                    corpus.documents[chosen.ordinals],
+                    corpus.positions[chosen.ordinals],
+                    chosen.activations,
+                ],
+                schema=schema.TABLES["examples"].arrow_schema(),
+            ),
+            "feature_tokens": _token_rows(events, corpus.tokens, vocab, config.feature_tokens),
+        }
+
+    def keep(made: dict[str, pa.Table]) -> None:
+        writer.write_table(made["events"], row_group_size=EVENT_ROW_GROUP)
+        for name, pieces in parts.items():
+            pieces.append(made[name])
+        advance(made["events"].num_rows)
+
+    # NumPy lets go of the interpreter while it sorts and gathers: ranges are tabulated side by side, written in order
+    with writer, ThreadPoolExecutor(TABLE_THREADS) as pool:
+        waiting: deque[Future[dict[str, pa.Table]]] = deque()
+        for events in spill.ranges(RANGE_EVENTS):
+            waiting.append(pool.submit(tabulate, events, first_event))
             first_event += events.features.size
             live += int((events.counts > 0).sum())
-            advance(events.features.size)
+            while len(waiting) > TABLE_THREADS:
+                keep(waiting.popleft().result())
+        while waiting:
+            keep(waiting.popleft().result())
     tables = {name: pa.concat_tables(pieces) for name, pieces in parts.items()}
     tables["feature_tokens"] = tables["feature_tokens"].sort_by([("token_id", "ascending"), ("mass", "descending")])
     for name, table in tables.items():

@@ -22,6 +22,8 @@ from features.attributes import (
 )
 
 LISTED = 5
+TOLD_SHARE = 0.9
+MOSTLY_SHARE = 0.6
 CLASS_WORDS = {
     "number": "numbers",
     "line break": "line breaks",
@@ -72,14 +74,41 @@ def quoted(text: str) -> str:
 
 
 def _list(parts: Sequence[str], limit: int = LISTED) -> str:
+    """Names in a row; what exceeds `limit` is counted."""
     unique = list(dict.fromkeys(parts))
     if len(unique) > limit:
         return ", ".join(unique[:limit]) + f" and {len(unique) - limit} more"
     return unique[0] if len(unique) == 1 else ", ".join(unique[:-1]) + " and " + unique[-1]
 
 
-def tokens_text(members: Sequence[tuple[str, float]], limit: int = LISTED) -> str:
+def _shares(parts: Sequence[tuple[str, float]], limit: int = LISTED, mostly: bool = True) -> str:
+    """Names by their shares, the heaviest first; a tail of small ones goes unsaid or as "others"."""
+    summed: dict[str, float] = {}
+    for name, share in parts:
+        summed[name] = summed.get(name, 0.0) + share
+    total = sum(summed.values()) or 1.0
+    ranked = sorted(summed.items(), key=lambda item: -item[1])
+    told: list[str] = []
+    covered = 0.0
+    for name, share in ranked:
+        if told and (covered >= TOLD_SHARE * total or len(told) == limit):
+            break
+        told.append(name)
+        covered += share
+    has_rest = covered < TOLD_SHARE * total
+    if mostly and len(told) > 1 and ranked[0][1] >= MOSTLY_SHARE * total:
+        return f"mostly {told[0]}, also {_list(told[1:], limit)}" + (" and others" if has_rest else "")
+    return ", ".join(told) + " and others" if has_rest else _list(told, limit)
+
+
+def tokens_text(members: Sequence[tuple[str, float]], limit: int = LISTED, mostly: bool = True) -> str:
     """Names a set of token texts: one word, a class of tokens, a shared ending or beginning, or a list."""
+    kept = _without_tail(members)
+    if len(kept) > 1 and all("\n" in text and not text.strip() for text, _ in kept):
+        depths = sorted({len(text) - len(text.rstrip(" ")) for text, _ in kept})
+        deep = f"by {_list([str(depth) for depth in depths], 8)} spaces" if depths != [0] else "by no spaces"
+        return f"line breaks followed {deep}"
+    members = kept if len(kept) == 1 else members
     stripped = [text.strip().lower() for text, _ in members]
     total = sum(share for _, share in members) or 1.0
     if len(set(stripped)) == 1 and stripped[0]:
@@ -92,18 +121,34 @@ def tokens_text(members: Sequence[tuple[str, float]], limit: int = LISTED) -> st
             if name in ("word", "word piece", "name with underscore"):
                 continue
             if all(pattern.fullmatch(text) for text, _ in members):
-                return f"{CLASS_WORDS[name]}: {_list([quoted(text) for text, _ in members], limit)}"
+                return (
+                    f"{CLASS_WORDS[name]}: {_shares([(quoted(text), share) for text, share in members], limit, mostly)}"
+                )
         leading = [(text.strip(), share) for text, share in members if text.strip().isalpha()]
         if len(leading) >= 3 and sum(share for _, share in leading) > 0.9 * total:
             words = [text.lower() for text, _ in leading]
             prefix = _shared_beginning(words)
             suffix = _shared_beginning([word[::-1] for word in words])[::-1]
-            shown = _list([quoted(text) for text, _ in leading], limit)
+            shown = _shares([(quoted(text), share) for text, share in leading], limit, mostly)
             if len(suffix) >= 2 and len(suffix) >= len(prefix):
                 return f"words ending in `{suffix}`: {shown}"
             if len(prefix) >= 3:
                 return f"words beginning with `{prefix}`: {shown}"
-    return _list([quoted(text) for text, _ in members], limit)
+    return _shares([(quoted(text), share) for text, share in members], limit, mostly)
+
+
+def _without_tail(members: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """The heaviest members that together hold nearly all."""
+    ranked = sorted(members, key=lambda member: -member[1])
+    total = sum(share for _, share in ranked) or 1.0
+    kept: list[tuple[str, float]] = []
+    covered = 0.0
+    for text, share in ranked:
+        if kept and covered >= 0.95 * total:
+            break
+        kept.append((text, share))
+        covered += share
+    return kept
 
 
 def _shared_beginning(words: Sequence[str]) -> str:
@@ -147,20 +192,23 @@ def rule_text(attribute: str, members: Sequence[Member], vocabulary: Sequence[st
     if attribute == "place":
         return _places_text([m.key for m in by_share])
     if attribute == "word":
-        words = [f"`{m.key}`" for m in by_share if m.key]
-        return f"the token that completes {_list(words)}" if words else "what stands between words"
+        words = [(f"`{m.key}`", m.share) for m in by_share if m.key]
+        return f"the token that completes {_shares(words)}" if words else "what stands between words"
     if attribute == "line":
-        return f"lines beginning with {_list([f'`{m.key}`' if m.key else 'nothing (empty)' for m in by_share])}"
+        words = [(f"`{m.key}`" if m.key else "nothing", m.share) for m in by_share]
+        return f"lines beginning with {_shares(words)}"
     if attribute == "previous":
         return "the token after " + _after([(token(m.key), m.share) for m in by_share])
     if attribute == "next":
         return "just before " + _after([(token(m.key), m.share) for m in by_share])
     if attribute == "previous two":
-        return "the token after " + _list([quoted(token(m.key[0]) + token(m.key[1])) for m in by_share])
+        return "the token after " + _shares([(quoted(token(m.key[0]) + token(m.key[1])), m.share) for m in by_share])
     if attribute == "pair":
         return _pairs_text([(token(m.key[0]), token(m.key[1]), m.share) for m in by_share])
     if attribute == "line and token":
         groups = _grouped([(m.key[0], token(m.key[1]), m.share) for m in by_share])
+        if all(text.strip() == outer for outer, inner in groups for text, _ in inner):
+            return tokens_text([member for _, inner in groups for member in inner]) + " at the beginning of a line"
         return "; ".join(f"{tokens_text(inner, 3)} on {_line(outer)}" for outer, inner in groups)
     if attribute == "line and class":
         groups = _grouped([(m.key[0], m.key[1], m.share) for m in by_share])
@@ -183,7 +231,9 @@ def _line(first_word: str) -> str:
 
 
 def _after(members: list[tuple[str, float]]) -> str:
-    return tokens_text([(text if text else "the start of the document", share) for text, share in members])
+    return tokens_text(
+        [(text if text else "the start of the document", share) for text, share in members], mostly=False
+    )
 
 
 def _grouped(entries: list[tuple[Any, Any, float]]) -> list[tuple[Any, list[tuple[Any, float]]]]:
@@ -215,4 +265,4 @@ def _pairs_text(pairs: list[tuple[str, str, float]]) -> str:
         return f"{quoted(second[0][0])} after {_after(second[0][1])}"
     if share_first > 0.8:
         return f"{tokens_text(first[0][1])} after {_after([(first[0][0], 1.0)])}"
-    return "the end of " + _list([quoted((before or "") + after) for before, after, _ in pairs])
+    return "the end of " + _shares([(quoted(before + after), share) for before, after, share in pairs])

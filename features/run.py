@@ -564,7 +564,9 @@ def _data_of(sae: SAE, folder: Path, data: str | None) -> DataConfig:
     known: dict[str, Any] = {name: recorded[name] for name in DataConfig.__dataclass_fields__ if name in recorded}
     if data is None and not known.get("source"):
         raise ValueError(f"the SAE at {folder} names no text, expected its data: give --data")
-    return DataConfig(**(known | ({"source": data} if data else {})))
+    if data is not None:
+        known["source"] = data
+    return DataConfig(**known)
 
 
 def _check_site(sae: SAE, lm: LanguageModel, folder: Path) -> None:

@@ -171,7 +171,8 @@ def test_a_build_killed_by_the_system_at_any_moment_ends_the_same(built: Path, t
             spec = importlib.util.spec_from_file_location(name, path); m = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(m); return m
         sys.argv = ["compile"]  # no shape checks, as users run it
-        top = load("top", {str(ROOT / "tests/conftest.py")!r}); here = load("here", {str(ROOT / "tests/features/conftest.py")!r})
+        top = load("top", {str(ROOT / "tests/conftest.py")!r})
+        here = load("here", {str(ROOT / "tests/features/conftest.py")!r})
         import features.index as index
         lm = top.tiny_lm.__wrapped__() if hasattr(top.tiny_lm, "__wrapped__") else top.tiny_lm._get_wrapped_function()()
         spill = index.EventSpill
@@ -285,7 +286,7 @@ def test_labels_are_shown_first_and_newest_first(copied: Path) -> None:
     texts = [(e.text, e.author) for e in other.feature(3).explanations]
     assert texts == [("better words", "bob"), ("first words", "ann")]
     assert other.explanations_of([3, 4]) == {3: "better words"}
-    assert [hit.feature for hit in other.search("better")][0] == 3
+    assert other.search("better")[0].feature == 3
     with pytest.raises(ValueError, match="is empty"):
         opened.add_label(3, "   ")
     opened.add_to_list("good ones", [3, 5], author="ann")
