@@ -51,7 +51,7 @@ _HOMES = {
     "stream": "streaming",
     "token_rows": "tokens",
 }
-__all__ = sorted(_HOMES)
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 runpy.run_path(str(pathlib.Path(__file__).parents[1] / "configs" / "import_guard.py"))
 

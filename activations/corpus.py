@@ -234,13 +234,14 @@ def _suffix(path: Path) -> str:
 def _local_rows(builder: str, files: list[str], **options: Any) -> Iterator[dict[str, Any]]:
     """Streams local files through `datasets` without the usage count that it would send to the hub."""
     import datasets
+    from datasets import config as settings
 
-    previous = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    previous = settings.HF_UPDATE_DOWNLOAD_COUNTS
+    settings.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
         loaded = datasets.load_dataset(builder, data_files=files, split="train", streaming=True, **options)
     finally:
-        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = previous
+        settings.HF_UPDATE_DOWNLOAD_COUNTS = previous
     yield from loaded  # pyright: ignore
 
 

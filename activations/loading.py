@@ -74,9 +74,11 @@ def open_model(config: ModelConfig) -> tuple[Any, Any]:
     with _quiet_library():
         if folder is not None:
             _check_weights(folder)
-            source, extra = str(folder), {"local_files_only": True}
+            source = str(folder)
+            extra: dict[str, Any] = {"local_files_only": True}
         else:
-            source, extra = config.name, {"revision": config.revision} if config.revision else {}
+            source = config.name
+            extra = {"revision": config.revision} if config.revision else {}
         extra["trust_remote_code"] = config.trust_remote_code
         return _load(config.name, source, extra, config.dtype, device)
 

@@ -168,7 +168,7 @@ class LanguageModel:
             value = value.detach()
             value = (value.float() if value.element_size() < 4 else value).cpu().contiguous()
             state = hashlib.sha256(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-            state.update(value.flatten().view(torch.uint8).numpy())
+            state.update(value.flatten().view(torch.uint8).numpy().data)
             return state.digest()
 
         with ThreadPoolExecutor(4) as pool:

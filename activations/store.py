@@ -218,12 +218,14 @@ class ActivationStore:
 
     def write(self, index: int, tensors: dict[str, Tensor], process: int = 0) -> ShardEntry:
         """Writes a shard and makes it visible; OSError if it cannot be written, with nothing left behind."""
-        from safetensors.torch import save
-
-        data = save(tensors)
+        parts = _safetensors(tensors)
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
         rows = next(iter(tensors.values())).shape[0]
-        entry = ShardEntry(index=index, rows=rows, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-        _write_atomically(self.path / entry.file, data)
+        size = sum(len(part) for part in parts)
+        entry = ShardEntry(index=index, rows=rows, size_bytes=size, sha256=digest.hexdigest())
+        _write_atomically(self.path / entry.file, *parts)
         line = json.dumps(asdict(entry)) + "\n"
         listing = self.path / f"shards-{process:05d}.jsonl"
         try:
@@ -263,11 +265,33 @@ def _difference(got: Any, expected: Any, where: str = "") -> tuple[str, Any, Any
     return None if got == expected else (where, got, expected)
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
+def _safetensors(tensors: dict[str, Tensor]) -> list[bytes | memoryview]:
+    """Lays tensors out as a safetensors file without copying them: the library's own `save` copies all twice."""
+    names = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float16: "F16", torch.int32: "I32"}
+    header: dict[str, Any] = {}
+    parts: list[bytes | memoryview] = []
+    place = 0
+    # widest items first, so that every tensor is aligned
+    for name, value in sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])):
+        data = value.contiguous().reshape(-1).view(torch.uint8).numpy().data
+        header[name] = {
+            "dtype": names[value.dtype],
+            "shape": list(value.shape),
+            "data_offsets": [place, place + len(data)],
+        }
+        parts.append(data)
+        place += len(data)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little"), text, *parts]
+
+
+def _write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     partial = path.with_name(f"{path.name}.partial")
     try:
         with partial.open("wb") as file:
-            file.write(data)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -15,7 +15,7 @@ The idea of validating module maps by shapes, sums and causal effect at load tim
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -69,9 +69,9 @@ def _read_everything(lm: LanguageModel, tokens: Tensor) -> tuple[dict[str, Tenso
     return values, _result(output)
 
 
-def _result(output: object) -> Tensor:
+def _result(output: Any) -> Tensor:
     value = getattr(output, "logits", None)
-    return value if value is not None else output.last_hidden_state
+    return output.last_hidden_state if value is None else value
 
 
 def _check_shapes(lm: LanguageModel, stack: Stack, values: dict[str, Tensor]) -> None:

@@ -59,7 +59,8 @@ def random_model() -> LanguageModel:
     half = device == "cuda" or has_fast_bfloat16()
     words = {f"w{index}": index for index in range(4096)}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")))
-    network = LlamaForCausalLM(shape).to(device, torch.bfloat16 if half else torch.float32)
+    network: Any = LlamaForCausalLM(shape)
+    network.to(device, torch.bfloat16 if half else torch.float32)
     return LanguageModel(network, tokenizer, name="random Llama of the embedded shape")
 
 

@@ -57,19 +57,19 @@ def test_capture_equals_a_manual_hook(lm: LanguageModel, family: str) -> None:
         layer = lm.model.get_submodule(where.layer.format(number))
         seen: dict[str, Tensor] = {}
         handles = [
-            layer.register_forward_hook(lambda _m, _a, out: seen.__setitem__("resid_post", first(out))),
+            layer.register_forward_hook(lambda _m, _a, out, seen=seen: seen.__setitem__("resid_post", first(out))),
             layer.register_forward_pre_hook(
-                lambda _m, args, kw: seen.__setitem__("resid_pre", args[0] if args else kw["hidden_states"]),
+                lambda _m, args, kw, seen=seen: seen.__setitem__("resid_pre", args[0] if args else kw["hidden_states"]),
                 with_kwargs=True,
             ),
             layer.get_submodule(where.attn).register_forward_hook(
-                lambda _m, _a, out: seen.__setitem__("attn_out", first(out))
+                lambda _m, _a, out, seen=seen: seen.__setitem__("attn_out", first(out))
             ),
             layer.get_submodule(where.mlp).register_forward_hook(
-                lambda _m, _a, out: seen.__setitem__("mlp_out", first(out))
+                lambda _m, _a, out, seen=seen: seen.__setitem__("mlp_out", first(out))
             ),
             layer.get_submodule(where.heads).register_forward_pre_hook(
-                lambda _m, args: seen.__setitem__("head_out", args[0])
+                lambda _m, args, seen=seen: seen.__setitem__("head_out", args[0])
             ),
         ]
         with torch.no_grad():
