@@ -9,12 +9,22 @@ from __future__ import annotations
 
 import sys
 from contextlib import closing
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ui import serving
+
+
+class Mode(StrEnum):
+    """The modes of `features.Steering`, at hand without loading it."""
+
+    add = "add"
+    clamp = "clamp"
+    ablate = "ablate"
+
 
 app = typer.Typer(
     name="glassbox",
@@ -236,7 +246,7 @@ def steer(
             help="Strength in units of the feature's maximum (with ablate: 1 removes it); repeatable.",
         ),
     ],
-    mode: Annotated[str, typer.Option("--mode", help="add, clamp or ablate.")] = "add",
+    mode: Annotated[Mode, typer.Option("--mode", help="What to do with the features.")] = Mode.add,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Tokens to write.")] = 60,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 writes the likeliest token.")] = 0.0,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling.")] = 0,
@@ -255,9 +265,7 @@ def steer(
     strengths = dict(_feature_strength(text) for text in feature)
     sampling = {"do_sample": temperature > 0, "temperature": temperature or 1.0, "seed": seed}
     with closing(Dictionary.open(dictionary, model=model)) as opened:
-        result = Steering(opened, strengths, mode=mode).compare(  # pyright: ignore[reportArgumentType]
-            prompt, max_new_tokens=max_new_tokens, **sampling
-        )
+        result = Steering(opened, strengths, mode=mode.value).compare(prompt, max_new_tokens=max_new_tokens, **sampling)
     if as_json:
         typer.echo(result.to_json())
     else:

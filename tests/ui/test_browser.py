@@ -70,7 +70,7 @@ def wait_for(url: str, server: subprocess.Popen[str]) -> None:
 def chromium() -> Iterator[Any]:
     if not CHROMIUM:
         message = "no Chromium on this machine: install Debian's chromium"
-        pytest.fail(message) if os.environ.get("GLASSBOX_REQUIRE_CHROMIUM") else pytest.skip(message)
+        pytest.fail(message) if os.environ.get("GLASSBOX_REQUIRE_BROWSER") else pytest.skip(message)
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])

@@ -96,6 +96,14 @@ def test_a_feature_without_a_strength_is_refused(text: str, capsys: pytest.Captu
     assert "expected ID=STRENGTH" in line
 
 
+def test_the_modes_are_those_of_the_library() -> None:
+    from typing import get_args
+
+    from features import steering
+
+    assert [mode.value for mode in cli.Mode] == list(get_args(steering.Mode))
+
+
 def test_an_unknown_format_is_refused_before_anything_is_opened(capsys: pytest.CaptureFixture[str]) -> None:
     assert "expected one of table, csv, json, parquet, arrow" in fails(
         capsys, "sql", "x", "select 1", "--format", "xls"
