@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hmac
 import os
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +51,7 @@ def serve(
     app.launch(
         server_name=host,
         server_port=port,
-        inbrowser=open_page,
+        inbrowser=open_page and _has_screen(),
         share=False,
         quiet=True,
         show_error=True,
@@ -60,6 +62,7 @@ def serve(
         mcp_server=False,
         pwa=False,
         auth=_guard(password),
+        auth_message="Any user name, and the password that `glassbox browse` was given.",
         theme=_theme(),
         css=f"{html.stylesheet('.dark .gb')}\n{html.asset('browser.css')}",
         head=f"<script>{html.asset('browser.js')}</script>",
@@ -67,8 +70,15 @@ def serve(
     )
     if block:
         print(f"Browse at http://{host}:{port} (Ctrl-C ends it)", flush=True)  # noqa: T201
-        app.block_thread()
+        try:
+            threading.Event().wait()
+        finally:
+            app.close(verbose=False)
     return app
+
+
+def _has_screen() -> bool:
+    return not sys.platform.startswith("linux") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def _guard(password: str | None) -> Any:

@@ -317,6 +317,16 @@ def test_a_phone_reads_one_column_in_both_schemes(chromium: Any, address: str, s
     context.close()
 
 
+def test_only_the_password_opens_the_door() -> None:
+    from ui import browser
+
+    guard = browser._guard("geheim")
+    assert guard("anyone", "geheim")
+    assert not guard("anyone", "geheimer")
+    assert not guard("anyone", "")
+    assert browser._guard(None) is None
+
+
 def test_files_of_the_machine_are_not_served(address: str) -> None:
     for path in ("/gradio_api/file=/etc/hostname", "/file=/etc/hostname", f"/gradio_api/file={ROOT}/pyproject.toml"):
         with pytest.raises(urllib.error.HTTPError) as refused:

@@ -292,7 +292,7 @@ def test_steered_text_stands_beside_the_models_own() -> None:
 
 
 def test_the_evaluation_page_compares_saes() -> None:
-    metrics = SimpleNamespace(rows=lambda: [{"metric": "explained_variance", "value": 0.95}])
+    metrics = SimpleNamespace(rows=lambda: [{"metric": "explained_variance", "value": 0.95}], density=(0.5, 0.001, 0.0))
     page = report.evaluation_page({CANARY: metrics, "b": metrics})  # type: ignore[dict-item]
     is_harmless(re.sub("<style>.*</style>", "", page, flags=re.S))
     assert Parsed(page).text.count("0.9500") == 2

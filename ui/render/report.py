@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ui.render import html
+from ui.render import figures, html
 from ui.render.feature import feature_card
 from ui.render.html import escape, table
 
@@ -74,13 +74,14 @@ def demo_page(report: DemoReport) -> str:
     ]
     timings.append({"step": "<b>all</b>", "time": f"<b>{total:.1f} s</b>", "bar": ""})
     columns = {"metric": "Measured on held-out text", "value": "Value", "target": "Target", "met": ""}
+    chart = _densities(report.metrics) if report.metrics.density else ""
     cards = "".join(feature_card(feature) for feature in report.features)
     body = (
         f"<header class='stack'><h3>Glassbox</h3><h1>What this model thinks in</h1><p class='lead'>{LEAD}</p>"
         f"{html.facts(report.headline())}</header>"
         f'<section class="pair"><div class="card">{table(columns, metrics, "tight", numbers=("value", "target"))}</div>'
         f'<div class="card">{table({"step": "Step", "time": "Time", "bar": ""}, timings, "tight", numbers=("time",))}'
-        "</div></section>"
+        f"{chart}</div></section>"
         f"<section><h2>{len(report.features)} features, drawn by seed</h2><p class='muted'>{DRAWN}</p>{cards}</section>"
         f"<section><h2>How it was made</h2><p class='muted'>{escape(report.recipe)}</p></section>"
     )
@@ -104,6 +105,10 @@ def evaluation_page(results: Mapping[str, Metrics]) -> str:
         f'<header class="stack"><h3>Glassbox</h3><h1>Evaluation</h1></header><section class="card">{listed}</section>'
     )
     return html.page("Glassbox: evaluation", body)
+
+
+def _densities(metrics: Metrics) -> str:
+    return figures.svg(figures.density_chart(metrics.density))
 
 
 def _place(metric: str) -> int:
