@@ -62,7 +62,7 @@ def serve(
         mcp_server=False,
         pwa=False,
         auth=_guard(password),
-        auth_message="Any user name, and the password that `glassbox browse` was given.",
+        auth_message="Any user name, and the password that the browser was started with.",
         theme=_theme(),
         css=f"{html.stylesheet('.dark .gb')}\n{html.asset('browser.css')}",
         head=f"<script>{html.asset('browser.js')}</script>",

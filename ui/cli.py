@@ -162,7 +162,10 @@ def evaluate(
     from features import run
     from ui.render import report, tables
 
-    results = {str(folder): run.run_evaluate(folder, model=model, data=data) for folder in sae_dirs}
+    results: dict[str, Any] = {}
+    for folder in sae_dirs:
+        name = "/".join(folder.resolve().parts[-2:])  # site and name of the SAE
+        results[str(folder) if name in results else name] = run.run_evaluate(folder, model=model, data=data)
     tables.show(tables.evaluation_table(results))
     typer.echo(f"Page: {report.write_evaluation_report(results, (out or sae_dirs[0]) / 'evaluation.html')}")
 

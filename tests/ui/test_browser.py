@@ -288,6 +288,19 @@ def test_steering_without_a_feature_is_refused_in_words(visit: Visit) -> None:
     page.wait_for_selector("text=Add a feature first")
 
 
+def test_a_refusal_by_the_library_is_shown_as_text(visit: Visit) -> None:
+    page = visit.open("?feature=9").page
+    visit.feature(9)
+    page.click("a[data-steer]")
+    page.wait_for_selector("#strength-0 input[type=number]")
+    page.fill("#strength-0 input[type=number]", "10")
+    page.keyboard.press("Tab")
+    page.click("#steer-run")
+    page.wait_for_selector("text=is refused, expected less")
+    visit.keep("refusal")
+    assert page.locator("img[src=x]").count() == 0
+
+
 def test_two_sessions_do_not_see_each_other(visit: Visit, chromium: Any, address: str) -> None:
     visit.open("?feature=3")
     visit.feature(3)
