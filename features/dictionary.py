@@ -487,7 +487,7 @@ class _FeatureEvents(NamedTuple):
 
 def _histogram(bins: list[dict[str, Any]]) -> Histogram:
     """Fills the gaps between non-empty bins, so that edges are consecutive."""
-    from features.index import histogram_bins, histogram_edge
+    from features.event_tables import histogram_bins, histogram_edge
 
     if not bins:
         return Histogram([], [])

@@ -33,9 +33,9 @@ from activations.progress import progress
 from features import labels, schema
 from features.attributes import Attribute, Tokens, attributes_of
 from features.dictionary import Dictionary
+from features.event_tables import group_events
 from features.events import StoredEvents, read_events, split_features
 from features.examples import order_by_activation
-from features.index import group_events
 from features.phrases import LISTED, Member, quoted, rule_text
 
 METHOD = "token-statistics"

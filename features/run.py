@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from activations import DataConfig, HarvestConfig, ModelConfig
-from features.dictionary import Dictionary, Feature
+from features.demo_report import DemoReport
+from features.dictionary import Dictionary
 from features.explain import METHOD, ExplainConfig, ExplainReport, explain
 from features.index import IndexConfig, build_index, lasting_name
 from features.store import write_json
@@ -41,12 +42,6 @@ if TYPE_CHECKING:
     from sae.jobs import SAEJob
 
 DRAWN_FEATURES = 20
-TARGETS: dict[str, tuple[str, Callable[[float], bool]]] = {
-    "explained_variance": ("≥ 0.94", lambda value: value >= 0.94),
-    "ce_recovered": ("≥ 0.985", lambda value: value >= 0.985),
-    "l0": ("≤ 32", lambda value: value <= 32),
-    "dead_frac": ("< 2 %", lambda value: value < 0.02),
-}
 FIXED_SECTIONS = ("model", "data", "harvest", "saes", "train")
 
 
@@ -72,70 +67,6 @@ class RunConfig:
     """How features are explained."""
     out: str = "runs/run"
     """The run folder."""
-
-
-@dataclass(frozen=True)
-class DemoReport:
-    """What a demo run reached, how long it took, and features to read."""
-
-    out: str
-    dictionary: str
-    """Folder of the dictionary."""
-    metrics: Metrics
-    """On held-out documents."""
-    timings: dict[str, float]
-    """Seconds of each stage; a stage that was finished before counts what it took then."""
-    features: list[Feature]
-    """Live features drawn by seed, in the order drawn."""
-    explained: ExplainReport | None
-    info: dict[str, Any]
-    """Facts of the dictionary (its dictionary.json)."""
-    recipe: str
-    """How it was made, in a sentence."""
-
-    def metrics_rows(self) -> list[dict[str, Any]]:
-        """One record a figure: metric, value, and where it has one its target and whether it is met."""
-        records = self.metrics.rows()
-        for record in records:
-            if record["metric"] in TARGETS:
-                target, is_met = TARGETS[record["metric"]]
-                record |= {"target": target, "met": is_met(record["value"])}
-        return records
-
-    def headline(self) -> dict[str, Any]:
-        """The facts to show first."""
-        return {
-            "features": f"{self.info['n_features']:,}",
-            "live": f"{self.info['n_live']:,}",
-            "tokens indexed": f"{self.info['n_indexed_tokens']:,}",
-            "documents": f"{self.info['n_documents']:,}",
-            "explained variance": f"{self.metrics.explained_variance:.3f}",
-            "minutes": f"{sum(self.timings.values()) / 60:.1f}",
-        }
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The drawn features: id, density, explanation and its score."""
-        return [
-            {
-                "feature": feature.id,
-                "density": feature.density,
-                "explanation": feature.explanation,
-                "score": feature.explanations[0].score if feature.explanations else None,
-            }
-            for feature in self.features
-        ]
-
-    def to_json(self) -> str:
-        content = {
-            "out": self.out,
-            "dictionary": self.dictionary,
-            "metrics": self.metrics_rows(),
-            "timings": self.timings,
-            "explained": asdict(self.explained) if self.explained else None,
-            "recipe": self.recipe,
-            "features": [json.loads(feature.to_json()) for feature in self.features],
-        }
-        return json.dumps(content, ensure_ascii=False, indent=2)
 
 
 class _Run:

@@ -1,0 +1,180 @@
+"""A whole run from its config: every stage's artefact, resumption, and refusals."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import configs
+from activations import DataConfig, HarvestConfig, ModelConfig
+from features import Dictionary, IndexConfig
+from features.explain import ExplainConfig
+from features.run import (
+    RunConfig,
+    index_sae,
+    run_demo,
+    run_evaluate,
+    run_explain,
+    run_harvest,
+    run_index,
+    run_train,
+)
+from sae import TrainSection
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory, tiny_lm: Any) -> Path:
+    """A model folder and a folder of text."""
+    folder = tmp_path_factory.mktemp("material")
+    tiny_lm.model.save_pretrained(folder / "model")
+    tiny_lm.tokenizer.save_pretrained(folder / "model")
+    (folder / "text").mkdir()
+    for number in range(40):
+        lines = [f"def name_{number}_{i}(self): return {i * number}" for i in range(8)]
+        (folder / "text" / f"file_{number}.py").write_text("\n".join(lines))
+    return folder
+
+
+def config(material: Path, out: Path, **changes: Any) -> RunConfig:
+    return replace(
+        RunConfig(
+            model=ModelConfig(name=str(material / "model"), device="cpu"),
+            data=DataConfig(source=str(material / "text"), context_tokens=64, heldout_percent=20, heldout_tokens=1500),
+            harvest=HarvestConfig(batch_tokens=1024, shard_rows=4096),
+            saes=[{"sites": ["resid_post.1"], "name": "small", "d_sae": 64, "k": 4}],
+            train=TrainSection(batch_rows=256, epochs=2, device="cpu", checkpoint_every_steps=20),
+            index=IndexConfig(examples=4),
+            explain=ExplainConfig(),
+            out=str(out),
+        ),
+        **changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(material: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    done = config(material, tmp_path_factory.mktemp("runs") / "run")
+    run_demo(done)
+    return done
+
+
+def test_a_demo_leaves_every_artefact_of_the_run_folder(finished: RunConfig) -> None:
+    out = Path(finished.out)
+    for name in (
+        "config.yaml",
+        "provenance.json",
+        "metrics.jsonl",
+        "store/manifest.json",
+        "sae/resid_post.1/small/cfg.json",
+        "sae/resid_post.1/small/sae_weights.safetensors",
+        "sae/resid_post.1/small/metrics.json",
+        "dictionary/small/dictionary.json",
+        "report.json",
+    ):
+        assert (out / name).exists(), name
+    assert configs.load(RunConfig, out / "config.yaml") == finished
+    provenance = json.loads((out / "provenance.json").read_text())
+    assert {"versions", "data_sha256", "seeds"} <= provenance.keys()
+    report = json.loads((out / "report.json").read_text())
+    assert len(report["features"]) == 20
+    assert all(feature["explanation"] for feature in report["features"])
+    assert {row["metric"] for row in report["metrics"]} >= {"explained_variance", "ce_recovered", "l0", "dead_frac"}
+
+
+def test_a_second_demo_skips_what_is_finished(finished: RunConfig) -> None:
+    out = Path(finished.out)
+    files = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in (".parquet", ".safetensors")}
+    stages = (out / "stages.json").read_text()
+    report = run_demo(finished)
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    assert json.loads((out / "stages.json").read_text()).keys() == json.loads(stages).keys()
+    assert json.loads((out / "stages.json").read_text())["train"] == json.loads(stages)["train"]
+    assert report.timings["train"] == json.loads(stages)["train"]["seconds"]
+    assert [row["metric"] for row in report.metrics_rows() if "met" in row] == list(
+        dict.fromkeys(row["metric"] for row in report.metrics_rows() if "target" in row)
+    )
+    assert report.headline()["features"] == "64"
+
+
+def test_drawn_features_are_live_and_drawn_by_seed(finished: RunConfig) -> None:
+    report = run_demo(finished)
+    assert len({feature.id for feature in report.features}) == len(report.features) == 20
+    assert not any(feature.is_dead for feature in report.features)
+    again = run_demo(finished)
+    assert [feature.id for feature in again.features] == [feature.id for feature in report.features]
+
+
+def test_another_config_in_the_same_folder_is_refused(finished: RunConfig, material: Path) -> None:
+    other = config(material, Path(finished.out), train=replace(finished.train, lr=0.5))
+    with pytest.raises(FileExistsError, match=r"train\.lr=0\.001, this config says 0\.5"):
+        run_demo(other)
+    with pytest.raises(FileExistsError, match="pass --resume"):
+        run_train(finished)
+    assert [result.path for result in run_train(finished, resume=True)] == [
+        Path(finished.out) / "sae/resid_post.1/small"
+    ]
+
+
+def test_a_folder_of_other_things_is_refused(material: Path, tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"photo\.png"):
+        run_demo(config(material, tmp_path))
+
+
+def test_an_unknown_site_is_named_with_those_that_exist(material: Path, tmp_path: Path) -> None:
+    wrong = config(material, tmp_path / "new", saes=[{"sites": ["resid_post.7"], "d_sae": 64, "k": 4}])
+    for run in (run_harvest, run_train, run_demo):
+        with pytest.raises(ValueError, match=r"'resid_post\.7' is unknown to .*, expected one of .*resid_post\.2"):
+            run(wrong)
+
+
+def test_stages_run_one_by_one_give_the_same_dictionary(finished: RunConfig, material: Path, tmp_path: Path) -> None:
+    single = config(material, tmp_path / "single")
+    with pytest.raises(FileNotFoundError, match="glassbox train"):
+        run_index(single)
+    assert run_harvest(single).n_rows > 1000
+    (result,) = run_train(single)
+    metrics = run_evaluate(result.path)
+    assert json.loads((result.path / "metrics.json").read_text())["l0"] == metrics.l0
+    (dictionary,) = run_index(single)
+    assert run_explain(dictionary.path, ["explain.min_events=2"]) == dictionary.info["n_live"]
+    whole = Dictionary.open(Path(finished.out) / "dictionary/small")
+    assert dictionary.sql("select * from events").equals(whole.sql("select * from events"))
+
+
+def test_streaming_needs_no_store(material: Path, tmp_path: Path) -> None:
+    streaming = config(
+        material, tmp_path / "streaming", harvest=HarvestConfig(store=False, buffer_rows=2048, batch_tokens=1024)
+    )
+    (result,) = run_train(streaming)
+    assert (result.path / "cfg.json").exists()
+    assert not (tmp_path / "streaming" / "store").exists()
+    with pytest.raises(ValueError, match=r"harvest\.store is false"):
+        run_harvest(streaming)
+
+
+def test_an_sae_folder_alone_is_indexed_with_what_it_records(finished: RunConfig, tmp_path: Path) -> None:
+    folder = Path(finished.out) / "sae/resid_post.1/small"
+    built = index_sae(folder, out=tmp_path / "alone", overrides=["total_tokens=1000", "index.examples=3"])
+    assert built.info["n_tokens"] <= 1024
+    assert built.info["index"]["examples"] == 3
+    with pytest.raises(ValueError, match="unknown key `totl_tokens`"):
+        index_sae(folder, out=tmp_path / "other", overrides=["totl_tokens=5"])
+
+
+def test_an_sae_without_origin_asks_for_model_and_data(finished: RunConfig, tmp_path: Path) -> None:
+    from sae import SAE
+
+    sae = SAE.load(str(Path(finished.out) / "sae/resid_post.1/small"))
+    sae.metadata.pop("model_name")
+    sae.save(str(tmp_path / "no_model"))
+    with pytest.raises(ValueError, match="give --model"):
+        run_evaluate(tmp_path / "no_model")
+    sae.metadata.pop("data")
+    sae.save(str(tmp_path / "no_data"))
+    with pytest.raises(ValueError, match="give --data"):
+        index_sae(tmp_path / "no_data", model=finished.model.name)
