@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported; without it the start-up calls out
@@ -54,7 +55,7 @@ def serve(
         inbrowser=open_page and _has_screen(),
         share=False,
         quiet=True,
-        show_error=True,
+        show_error=False,  # what is not a refusal of ours may quote anything, and toasts are HTML
         footer_links=[],
         allowed_paths=[],
         enable_monitoring=False,
@@ -79,6 +80,19 @@ def serve(
 
 def _has_screen() -> bool:
     return not sys.platform.startswith("linux") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Shows what the library refuses; Gradio's toasts are HTML, and a refusal may quote anybody's words."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise _refusal(str(error)) from error
+
+
+def _refusal(message: str) -> gr.Error:
+    return gr.Error(escape(message), print_exception=False)
 
 
 def _guard(password: str | None) -> Any:
@@ -249,10 +263,11 @@ def _label_editor(shelf: views.Shelf, chosen: gr.Dropdown, current: gr.State, sh
 
     def write(name: str, feature: int | None, text: str, author: str) -> list[Any]:
         if feature is None:
-            raise gr.Error("Open a feature first.", print_exception=False)
+            raise _refusal("Open a feature first.")
         if not text.strip():
-            raise gr.Error("Write a label first.", print_exception=False)
-        shelf.get(name).add_label(feature, text.strip(), author.strip() or "anonymous")
+            raise _refusal("Write a label first.")
+        with _refusals():
+            shelf.get(name).add_label(feature, text.strip(), author.strip() or "anonymous")
         return [views.feature_page(shelf.get(name), feature, name), ""]
 
     gr.on([save.click, text.submit], write, [chosen, current, text, author], [shown, text], api_visibility="private")
@@ -262,9 +277,13 @@ def _text_tab(shelf: views.Shelf, chosen: gr.Dropdown) -> None:
     text = gr.Textbox(label="Text", lines=5, max_lines=14, placeholder="Paste a few lines", elem_id="active-text")
     run = gr.Button("Show active features", variant="primary", elem_id="active-run")
     found = _html("", elem_id="active-result")
-    gr.on(
-        [run.click],
-        lambda name, text: views.active(shelf.get(name), text, name),
+
+    def show(name: str, text: str) -> str:
+        with _refusals():
+            return views.active(shelf.get(name), text, name)
+
+    run.click(
+        show,
         [chosen, text],
         found,
         show_progress="minimal",
@@ -304,10 +323,10 @@ def _steering_tab(shelf: views.Shelf, chosen: gr.Dropdown, steered: gr.State) ->
     def include(name: str, ids: list[int], query: str) -> list[Any]:
         dictionary = shelf.get(name)
         if not query.strip():
-            raise gr.Error("Type a feature's number, or words to find one by.", print_exception=False)
+            raise _refusal("Type a feature's number, or words to find one by.")
         found = views.find(dictionary, query.strip(), 1)
         if not found:
-            raise gr.Error(f"No feature found for {escape(query.strip())}.", print_exception=False)
+            raise _refusal(f"No feature found for {query.strip()}.")
         ids = _added(shelf, name, ids, found[0]["feature"])
         return ["", ids, *_drawn(shelf, name, ids)]
 
@@ -325,7 +344,7 @@ def _steering_tab(shelf: views.Shelf, chosen: gr.Dropdown, steered: gr.State) ->
         from features import Steering
 
         if not ids:
-            raise gr.Error("Add a feature first.", print_exception=False)
+            raise _refusal("Add a feature first.")
         dictionary = shelf.get(name)
         how = {
             "max_new_tokens": int(tokens),
@@ -333,7 +352,7 @@ def _steering_tab(shelf: views.Shelf, chosen: gr.Dropdown, steered: gr.State) ->
             "temperature": temperature or 1.0,
             "seed": int(seed or 0),
         }
-        try:
+        with _refusals():
             amounts = strengths if mode != "ablate" else [1.0] * len(ids)  # there is nothing to turn up
             steering = Steering(dictionary, dict(zip(ids, amounts, strict=False)), mode=mode)  # pyright: ignore[reportArgumentType]
             for left, right, running in views.merged(
@@ -343,8 +362,6 @@ def _steering_tab(shelf: views.Shelf, chosen: gr.Dropdown, steered: gr.State) ->
                     views.continuation(prompt, left, "Left alone", running),
                     views.continuation(prompt, right, "Steered", running),
                 ]
-        except ValueError as error:
-            raise gr.Error(escape(error), print_exception=False) from error
 
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     gr.on([add.click, find.submit], include, [chosen, steered, find], [find, steered, *slots], **private)
@@ -358,11 +375,11 @@ def _steering_tab(shelf: views.Shelf, chosen: gr.Dropdown, steered: gr.State) ->
 
 def _added(shelf: views.Shelf, name: str, ids: list[int], feature: int) -> list[int]:
     if not 0 <= feature < shelf.get(name).n_features:
-        raise gr.Error(f"There is no feature {feature}.", print_exception=False)
+        raise _refusal(f"There is no feature {feature}.")
     if feature in ids:
         return ids
     if len(ids) == SLOTS:
-        raise gr.Error(f"{SLOTS} features are steered already: remove one first.", print_exception=False)
+        raise _refusal(f"{SLOTS} features are steered already: remove one first.")
     return [*ids, feature]
 
 

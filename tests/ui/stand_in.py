@@ -185,6 +185,8 @@ class StandIn:
 
     def active_on(self, text: str, top: int = 10) -> ActiveFeatures:
         """Feature n is active at token n."""
+        if text.startswith("refuse"):
+            raise OSError(f"model {CANARY} is not there, expected it: bring it back")
         tokens = tokens_of(text)
         per_token = [[(i % 20, 2.0), ((i * 3 + 1) % 20, 1.0)] for i in range(len(tokens))]
         ranked = [

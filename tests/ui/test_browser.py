@@ -298,6 +298,10 @@ def test_a_refusal_by_the_library_is_shown_as_text(visit: Visit) -> None:
     page.click("#steer-run")
     page.wait_for_selector("text=is refused, expected less")
     visit.keep("refusal")
+    page.click("[data-tab-id=text]")
+    page.fill("#active-text textarea", "refuse")
+    page.click("#active-run")
+    page.wait_for_selector("text=is not there, expected it")
     assert page.locator("img[src=x]").count() == 0
 
 
