@@ -442,7 +442,7 @@ def _explain_one(
     else:
         text = words
         if rule.precision < 0.35:
-            text = f"some of {text}"
+            text = f"at times {text}"
         if rule.recall < 0.5:
             text += ", among other things"
         if best.value[local] < 0.5 or (promoted and promoted[0][1] > 1.6 * promoted[-1][1]):

@@ -169,7 +169,7 @@ def test_a_build_killed_by_the_system_at_any_moment_ends_the_same(built: Path, t
         import importlib.util, time
         def load(name, path):
             spec = importlib.util.spec_from_file_location(name, path); m = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(m); return m
+            sys.modules[name] = m; spec.loader.exec_module(m); return m
         sys.argv = ["compile"]  # no shape checks, as users run it
         top = load("top", {str(ROOT / "tests/conftest.py")!r})
         here = load("here", {str(ROOT / "tests/features/conftest.py")!r})
