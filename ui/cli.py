@@ -321,7 +321,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
     found = diagnosis.diagnose()
     if as_json:
-        tables.print_json(found.to_json())
+        typer.echo(found.to_json())
     else:
         tables.show(*tables.diagnosis_tables(found))
     if found.shadowed:

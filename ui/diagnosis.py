@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -38,6 +39,7 @@ DISTRIBUTIONS = [
     "typer",
     "rich",
 ]
+SIZES = {"5 M parameters": 5e6, "100 M": 1e8, "1 B": 1e9}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -68,9 +70,9 @@ class Diagnosis:
             for fact in facts
         ]
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns the facts as plain JSON values."""
-        return {"shadowed": self.shadowed, "facts": self.rows()}
+    def to_json(self) -> str:
+        """Returns the facts as JSON."""
+        return json.dumps({"shadowed": self.shadowed, "facts": self.rows()}, indent=2)
 
 
 def diagnose() -> Diagnosis:
@@ -125,21 +127,21 @@ def _machine() -> list[Fact]:
     memory = "unknown" if found.memory_gb is None else f"{found.memory_gb:.1f} GB"
     if found.free_memory_gb is not None:
         memory += f", {found.free_memory_gb:.1f} GB free"
-    ratio = found.bfloat16_gflops / found.float32_gflops
-    dtype = f"float32 {found.float32_gflops:,.0f}, bfloat16 {found.bfloat16_gflops:,.0f} GFLOP/s"
-    slow = "" if ratio > 1 else "bfloat16 is slow on this processor: keep dtype float32"
-    return [
+    rates = f"float32 {found.float32_gflops:,.0f}, bfloat16 {found.bfloat16_gflops:,.0f} GFLOP/s"
+    faster = found.bfloat16_gflops > found.float32_gflops
+    speeds = ", ".join(f"{found.tokens_per_s(size):,.0f} at {name}" for name, size in SIZES.items())
+    facts = [
         Fact(name="system", value=found.system),
         Fact(name="cores", value=str(found.cores)),
         Fact(name="memory", value=memory),
-        Fact(name="matrix products", value=dtype, advice=slow),
-        Fact(name="gpu", value="; ".join(found.gpus) or "none", advice="" if found.gpus else _without_gpu()),
+        Fact(name="matrix products", value=rates, advice="" if faster else "keep dtype float32 here"),
+        Fact(name="gpu", value="; ".join(found.gpus) or "none"),
         Fact(name="triton kernels", value=found.triton),
     ]
-
-
-def _without_gpu() -> str:
-    return "models of up to some 100 M parameters are comfortable here; larger ones want a GPU"
+    if not found.gpus:
+        advice = "estimates; models beyond some 100 M parameters want a GPU"
+        facts.append(Fact(name="tokens/s", value=speeds, advice=advice))
+    return facts
 
 
 def _material() -> list[Fact]:

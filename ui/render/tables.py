@@ -129,11 +129,6 @@ def diagnosis_tables(diagnosis: Diagnosis) -> list[Table]:
     return tables
 
 
-def print_json(value: Any) -> None:
-    """Prints JSON to stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))  # noqa: T201
-
-
 def check_format(name: str, out: Path | None) -> None:
     """Raises ValueError where a format is unknown or would put binary data on a terminal."""
     if name not in FORMATS:
