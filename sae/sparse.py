@@ -10,9 +10,14 @@ serves both weight gradients in one deterministic pass each, without atomics. Ar
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+# torch calls the whole layout beta; the products used here are tested against dense ones
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state", category=UserWarning)
 
 
 def decode(

@@ -60,3 +60,10 @@ def test_importing_a_package_loads_no_heavy_library(package: str) -> None:
     code = f"import sys, {package}; print(*(name for name in {heavy!r} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.split() == []
+
+
+def test_the_page_of_tables_is_the_schema() -> None:
+    import runpy
+
+    page = runpy.run_path(str(ROOT / "docs" / "tables.py"))["markdown"]()
+    assert (ROOT / "docs" / "tables.md").read_text(encoding="utf-8") == page, "run python docs/tables.py"
