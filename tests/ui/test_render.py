@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -60,10 +60,13 @@ def drawn(part: object) -> str:
 
 
 @given(st.text())
+@example('" onload="x')
+@example("' onload='x")
 def test_escaped_text_is_only_text(text: str) -> None:
-    parsed = Parsed(f'<p title="{html.escape(text)}">{html.escape(text)}</p>')
-    assert parsed.tags == ["p"]
-    assert [name for name, _ in parsed.attributes] == ["title"]
+    for quote in "\"'":
+        parsed = Parsed(f"<p title={quote}{html.escape(text)}{quote}>{html.escape(text)}</p>")
+        assert parsed.tags == ["p"]
+        assert [name for name, _ in parsed.attributes] == ["title"]
 
 
 @given(st.text(st.characters(min_codepoint=32, max_codepoint=126)))
