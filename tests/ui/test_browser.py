@@ -196,6 +196,20 @@ def test_an_address_restores_its_feature(visit: Visit) -> None:
     visit.feature(12)
 
 
+def test_another_dictionary_can_be_chosen(visit: Visit) -> None:
+    page = visit.open("?feature=3").page
+    visit.feature(3)
+    page.click("#top input")
+    page.get_by_role("option", name="stdlib (2)").click()
+    page.wait_for_selector("text=Choose a feature from the list")
+    assert "dict=stdlib+%282%29" in page.url
+    assert "feature=" not in page.url
+    page.click("[data-tab-id=features]")
+    page.wait_for_selector('#feature-list a[href*="stdlib%20%282%29"]')
+    page.click('#feature-list a[data-feature="4"]')
+    visit.feature(4)
+
+
 @pytest.mark.parametrize(
     "query", ["?feature=99999", "?feature=-1", "?feature=x", "?dict=%3Cimg%20src%3Dx%3E&feature=3"]
 )
