@@ -355,8 +355,17 @@ def run(arguments: list[str]) -> int:
         if verbose:
             raise
         if isinstance(error, (ValueError, OSError, ImportError)):
-            return _complain(str(error) or type(error).__name__, 1)
+            return _complain(_said(error), 1)
         return _complain(f"{type(error).__name__}: {error}: this is a defect of Glassbox, -v shows where", 1)
+
+
+def _said(error: Exception) -> str:
+    """Returns what an error says; the system's own errors get the parts that they leave out."""
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        where = error.filename or "a file"
+        advice = "check the path, its permissions and the free space"
+        return f"{where}: {error.strerror.lower()}, expected to read or write it: {advice}"
+    return str(error) or type(error).__name__
 
 
 def _is_usage(error: Any) -> bool:

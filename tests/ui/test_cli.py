@@ -152,6 +152,17 @@ def test_verbose_shows_the_traceback() -> None:
     assert "Traceback" in done.stderr
 
 
+def test_an_error_of_the_system_names_the_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device", "runs/a/config.yaml")
+
+    monkeypatch.setattr(serving, "claim_port", full)
+    line = fails(capsys, "browse", "x")
+    assert line.startswith("error: runs/a/config.yaml: no space left on device, expected to read or write it: check")
+
+
 def test_a_defect_is_one_line_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(serving, "claim_port", lambda *_: 1 / 0)
     assert "ZeroDivisionError" in fails(capsys, "browse", "x")
