@@ -226,6 +226,14 @@ class LanguageModel:
         """Returns the names of the sites that this model has, in order of execution."""
         return self.site_map.names()
 
+    def has_site(self, site: str) -> bool:
+        """Says whether `site` is one of `sites()` or the path of a module of this model."""
+        try:
+            self.site_map.binding(site)
+        except ValueError:
+            return False
+        return True
+
     def site_width(self, site: str) -> int:
         """Returns the width of one row at a site (for `head_out` all heads side by side)."""
         if site not in self._widths:

@@ -8,8 +8,8 @@ from features.schema import TABLES
 
 HEAD = """# Tables
 
-What `glassbox sql DICT "…"` and `Dictionary.sql` see. One `select` at a time, read-only; no other file can be read and no
-setting changed. This page is written by `python docs/tables.py` from `features/schema.py`.
+What `glassbox sql DICT "…"` and `Dictionary.sql` see. One `select` at a time, read-only; no other file can be read
+and no setting changed. This page is written by `python docs/tables.py` from `features/schema.py`.
 
 ```sql
 -- the documents in which a feature is most at home

@@ -240,7 +240,7 @@ def build_index(
     site = str(sae.metadata.get("site") or "")
     if not site:
         raise ValueError("the SAE names no site, expected metadata['site'] such as 'resid_post.1': set it and save")
-    if site not in lm.sites():
+    if not lm.has_site(site):
         raise ValueError(f"the SAE reads {site}, which model {lm.name} does not have: index with the SAE's own model")
     d_in, width = sae.W_dec.shape[1], lm.site_width(site)
     if width != d_in:

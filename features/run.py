@@ -95,12 +95,7 @@ class _Run:
         return expand_saes(self.config.saes, self.config.train, self.width)
 
     def width(self, site: str) -> int:
-        """Width of the rows at a site; ValueError names the sites that the model has."""
-        if site not in self.lm.sites():
-            known = ", ".join(self.lm.sites())
-            raise ValueError(
-                f"site {site!r} is unknown to {self.lm.name}, expected one of {known}: correct saes.0.sites"
-            )
+        """Width of the rows at a site or module path; ValueError names the nearest that the model has."""
         return self.lm.site_width(site)
 
     def begin(self) -> None:
@@ -154,7 +149,8 @@ class _Run:
             self.out / "store",
             sites=sites,
             exclude_special_tokens=self.config.data.exclude_special_tokens,
-            provenance={"data": asdict(self.config.data)},
+            # what is held out is no part of the store: asking for more of it later keeps the store
+            provenance={"data": {k: v for k, v in asdict(self.config.data).items() if k != "heldout_tokens"}},
         )
 
     def train(self, job: SAEJob, store: ActivationStore | None, resume: bool) -> TrainResult:
@@ -501,7 +497,7 @@ def _data_of(sae: SAE, folder: Path, data: str | None) -> DataConfig:
 
 
 def _check_site(sae: SAE, lm: LanguageModel, folder: Path) -> None:
-    if sae.site not in lm.sites():
+    if not lm.has_site(sae.site):
         raise ValueError(f"the SAE at {folder} reads {sae.site}, which {lm.name} does not have: give its own model")
     width = lm.site_width(sae.site)
     if width != sae.config.d_in:
