@@ -82,10 +82,10 @@ def strongest_latents(
 def _screened(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, m: int) -> Selection:
     n, d_sae = len(centred), len(W_enc)
     x16, W16, b16 = centred.bfloat16(), W_enc.bfloat16(), b_enc.bfloat16()
-    # rounding moves each weight by at most half a unit in its last place
-    widest = W_enc.norm(dim=1).max()
-    bias_error = (b_enc - b16.float()).abs().max()
-    error = (centred - x16.float()).norm(dim=1) * widest + centred.norm(dim=1) * (widest * BF16_HALF_ULP) + bias_error
+    rounded = x16.float()
+    widest, weight_error = W_enc.norm(dim=1).max(), (W_enc - W16).norm(dim=1).max()
+    bias_error = (b_enc - b16).abs().max()
+    error = (centred - rounded).norm(dim=1) * widest + rounded.norm(dim=1) * weight_error + bias_error
     chosen = torch.empty(n, m, dtype=torch.int64)
     floor = torch.empty(n)
     chunk_rows = max(64, CHUNK_BYTES["cpu"] // (d_sae * 2))

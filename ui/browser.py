@@ -302,7 +302,7 @@ def _steering_tab(shelf: views.Shelf, chosen: gr.Dropdown, steered: gr.State) ->
         with gr.Row(visible=False, elem_classes="middle") as row:
             names.append(_html("", min_width=240))
             sliders.append(
-                gr.Slider(-10, 10, value=3, step=0.25, label="Strength (maxima)", elem_id=f"strength-{number}", scale=2)
+                gr.Slider(-10, 10, value=1, step=0.25, label="Strength (maxima)", elem_id=f"strength-{number}", scale=2)
             )
             removers.append(gr.Button("Remove", size="sm", scale=0))
         rows.append(row)

@@ -1,4 +1,4 @@
-"""`glassbox train`, killed at any moment and resumed, ends with the same bits: from a store and straight from the model."""
+"""`glassbox train`, killed and resumed, ends with the same bits: from a store and straight from the model."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ runs no script and fetches nothing, and needs no file beside itself.
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 
@@ -47,6 +48,7 @@ DARK = {
     "bad": "#ee7a6c",
 }
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+_INDENTATION = re.compile("(⏎</i>)( {2,})")
 _TEMPLATE_SIGNS = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"})
 # what would reorder or hide neighbouring text: controls, and the signs that change the direction of writing
 _UNSEEN = {code: f"\\x{code:02x}" for code in [*range(9), 11, 12, *range(14, 32), 127, *range(0x80, 0xA0)]}
@@ -61,13 +63,14 @@ def escape(text: object) -> str:
 def visible(token: str, spaces: bool = False) -> str:
     """Returns one token as HTML with its line ends marked, and its spaces too where `spaces` is true.
 
-    A marked line end breaks the line only inside an element of class `lines`.
+    Where lines are not broken, a marked line end stands inline and the indentation after it is drawn narrow.
     """
     shown = escape(token)
     if spaces:
         shown = shown.replace(" ", '<i class="mark">·</i>')
     shown = shown.replace("\t", '<i class="mark">⇥</i>\t').replace("\r", '<i class="mark">␍</i>')
-    return shown.replace("\n", '<i class="mark br">⏎</i>')
+    shown = shown.replace("\n", '<i class="mark br">⏎</i>')
+    return _INDENTATION.sub(r'\1<i class="indent">\2</i>', shown)
 
 
 def chip(token: str) -> str:
