@@ -36,10 +36,10 @@ def save(sae: SAE, path: Path, format: str) -> Path:
         "b_enc": sae.b_enc.detach(),
         "b_dec": sae.b_dec.detach(),
     }
-    _write_tensors(path / WEIGHTS, weights)
+    write_tensors(path / WEIGHTS, weights)
     density = sae.metadata.get("density")
     if density is not None:
-        _write_tensors(path / SPARSITY, {"sparsity": torch.tensor(density).clamp(min=1e-10).log10()})
+        write_tensors(path / SPARSITY, {"sparsity": torch.tensor(density).clamp(min=1e-10).log10()})
     write_json(path / CONFIG, _saelens_config(sae))
     return path
 
@@ -99,12 +99,28 @@ def saelens_hook(site: str | None) -> str | None:
     return f"blocks.{layer}.{place}" if place and layer.isdigit() else site
 
 
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    from safetensors.torch import save_file
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file so that `path` holds the old content or the whole new one.
 
+    Raises:
+        OSError: it cannot be written; the message is one line, and nothing half-written is left.
+    """
+    from safetensors.torch import save
+
+    data = save({name: value.cpu().contiguous() for name, value in tensors.items()}, metadata)
     partial = path.with_name(path.name + ".partial")
-    save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, partial)
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(
+            f"{path} could not be written ({error.strerror}; {len(data) / 1e6:.0f} MB): free space or make the folder "
+            "writable, then run again with --resume"
+        ) from error
 
 
 def write_json(path: Path, content: Any) -> None:

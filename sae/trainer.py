@@ -29,7 +29,7 @@ from torch import Tensor
 
 from activations.progress import progress
 from sae.config import SAEConfig, TrainConfig
-from sae.formats import write_json
+from sae.formats import write_json, write_tensors
 from sae.model import SAE
 from sae.step import Parameters, StepResult, sparse_step
 
@@ -173,15 +173,8 @@ class _Run:
         return metrics
 
     def _save(self, trainer: _Trainer, batches: _Batches) -> None:
-        from safetensors.torch import save_file
-
         tensors = {**trainer.state(), **{f"rows/{name}": value for name, value in batches.state().items()}}
-        partial = self.state_path.with_name(self.state_path.name + ".partial")
-        note = {"config": json.dumps(_comparable(self.config))}
-        save_file({name: value.contiguous() for name, value in tensors.items()}, partial, metadata=note)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, self.state_path)
+        write_tensors(self.state_path, tensors, {"config": json.dumps(_comparable(self.config))})
 
     def _restore(self, trainer: _Trainer, batches: _Batches) -> None:
         from safetensors import SafetensorError, safe_open

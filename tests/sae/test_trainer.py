@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -177,6 +178,26 @@ def test_a_truncated_state_is_named(tmp_path: Path) -> None:
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(ValueError, match="no whole state"):
         train(config(tmp_path), planted.rows(256 * 40, TRUE), resume=True)
+
+
+def test_a_full_disk_is_named_and_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Interrupted):
+        train(config(tmp_path), broken_after(planted.rows(256 * 40, TRUE), 16))
+    state = tmp_path / "state" / "state.safetensors"
+    before = state.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(
+            OSError, match=r"could not be written \(No space left on device; .* run again with --resume"
+        ):
+            train(config(tmp_path), planted.rows(256 * 40, TRUE), resume=True)
+    assert [path.name for path in state.parent.iterdir()] == ["state.safetensors"]
+    assert state.read_bytes() == before
+    train(config(tmp_path), planted.rows(256 * 40, TRUE), resume=True)
 
 
 def test_rows_that_end_early_are_refused_with_their_number(tmp_path: Path) -> None:
