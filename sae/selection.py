@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sae import sparse
 
-CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
+CHUNK_BYTES = {"cpu": 2 << 20}  # elsewhere 256 MB: a GPU wants large products
 GROUP = 8
 BF16_HALF_ULP = 2.0**-9
 SCREEN_MIN_LATENTS = 1024
@@ -68,7 +68,7 @@ def strongest_latents(
     candidates = k + max(16, k // 2)
     if screen and d_sae >= SCREEN_MIN_LATENTS and d_sae % GROUP == 0 and candidates * 2 * GROUP <= d_sae:
         return _screened(centred, W_enc, b_enc, k, candidates)
-    chunk_rows = max(64, CHUNK_BYTES[centred.device.type] // (d_sae * centred.element_size()))
+    chunk_rows = max(64, CHUNK_BYTES.get(centred.device.type, 256 << 20) // (d_sae * centred.element_size()))
     pre = centred.new_empty(min(chunk_rows, n), d_sae)
     values = centred.new_empty(n, k)
     indices = torch.empty(n, k, dtype=torch.int64, device=centred.device)

@@ -74,15 +74,8 @@ def sparse_step(
     variance = _total_variance(x)
     squared_error = error.pow(2).sum()
     grad = error * (-2 / variance)
-    layout = sparse.LatentLayout(indices, d_sae)
-    dvalues = sparse.code_gradients(grad, indices, W_dec) * (values > 0)
-    db_enc = layout.reduce_values(dvalues)
-    gradients = Parameters(
-        W_enc=layout.reduce(dvalues, centred),
-        W_dec=layout.reduce(values, grad),
-        b_enc=db_enc,
-        b_dec=grad.sum(0) - db_enc @ W_enc,
-    )
+    dW_enc, dW_dec, db_enc = _latent_gradients(values, indices, grad, centred, W_dec)
+    gradients = Parameters(W_enc=dW_enc, W_dec=dW_dec, b_enc=db_enc, b_dec=grad.sum(0) - db_enc @ W_enc)
     loss = squared_error / variance
     if dead is not None and auxk_alpha > 0:
         rows = dead.nonzero().squeeze(1)
@@ -92,6 +85,15 @@ def sparse_step(
     fired = torch.zeros(d_sae, dtype=torch.bool, device=x.device)
     fired[indices[positive]] = True
     return StepResult(gradients, loss, squared_error, variance, fired, positive.sum().to(x.dtype) / len(x))
+
+
+def _latent_gradients(
+    values: Tensor, indices: Tensor, grad: Tensor, centred: Tensor, W_dec: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns ∂W_enc, ∂W_dec and ∂b_enc of codes whose decoding has gradient `grad`."""
+    layout = sparse.LatentLayout(indices, len(W_dec))
+    dvalues = sparse.code_gradients(grad, indices, W_dec) * (values > 0)
+    return layout.reduce(dvalues, centred), layout.reduce(values, grad), layout.reduce_values(dvalues)
 
 
 def _add_auxk(
@@ -109,11 +111,9 @@ def _add_auxk(
     missing = error - sparse.decode(values, indices, W_dec)
     variance = _total_variance(error)
     grad = missing * (-2 * alpha / variance)
-    layout = sparse.LatentLayout(indices, len(rows))
-    dvalues = sparse.code_gradients(grad, indices, W_dec) * (values > 0)
-    db_enc = layout.reduce_values(dvalues)
-    gradients.W_enc.index_add_(0, rows, layout.reduce(dvalues, centred))
-    gradients.W_dec.index_add_(0, rows, layout.reduce(values, grad))
+    dW_enc, dW_dec, db_enc = _latent_gradients(values, indices, grad, centred, W_dec)
+    gradients.W_enc.index_add_(0, rows, dW_enc)
+    gradients.W_dec.index_add_(0, rows, dW_dec)
     gradients.b_enc.index_add_(0, rows, db_enc)
     gradients.b_dec.sub_(db_enc @ W_enc)
     return alpha * missing.pow(2).sum() / variance
