@@ -48,7 +48,7 @@ def measure(
 ) -> LMQuality:
     """Measures a causal model and its tokenizer on held-out documents; `train_tokens` feed the trigram baseline."""
     boundary = tokenizer.eos_token_id
-    ids = [np.array([boundary, *tokenizer(document.text)["input_ids"]]) for document in heldout]
+    ids = [np.array([boundary, *tokenizer(document.text, verbose=False)["input_ids"]]) for document in heldout]
     stream = np.concatenate(ids)
     size = sum(len(document.text.encode()) for document in heldout)
     nats = token_nats(model, stream, context_tokens)

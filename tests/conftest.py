@@ -8,14 +8,13 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-if "compile" not in " ".join(sys.argv):
-    # the hook breaks torch.compile: tests marked `compile` run in a process of their own
+if os.environ.get("GLASSBOX_SHAPE_CHECKS") != "0":
+    # the hook breaks torch.compile: tests marked `compile` run in a process without it
     from jaxtyping import install_import_hook
 
     install_import_hook(["sae", "activations", "features"], "typechecker.checked")

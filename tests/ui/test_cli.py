@@ -218,6 +218,8 @@ def test_a_closed_pipe_is_no_defect() -> None:
 @pytest.mark.slow
 def test_a_real_interrupt_leaves_no_traceback(tmp_path: Path) -> None:
     code = (
+        # a shell starts background jobs with interrupts ignored, and children inherit that
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "import time; from ui import cli, serving; serving.claim_port = lambda *_: time.sleep(60); "
         "cli.sys.argv = ['glassbox', 'browse', 'x']; print('on', flush=True); cli.main()"
     )
