@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
@@ -227,15 +228,27 @@ def provenance(seed: int, metadata: dict[str, Any]) -> dict[str, Any]:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "absent"
-    here = Path(__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
     return {
         "versions": versions,
-        "commit": commit.stdout.strip() or None,
+        "commit": _commit(),
         "platform": platform.platform(),
         "seed": seed,
         "metadata": metadata,
     }
+
+
+def _commit() -> str | None:
+    """Returns the commit that this file is tracked at; None where there is no git, or the file is an installed copy."""
+    if shutil.which("git") is None:
+        return None
+    here = Path(__file__)
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=False)
+
+    # an environment may lie inside somebody else's repository, whose commit says nothing about this code
+    is_tracked = git("ls-files", "--error-unmatch", here.name).returncode == 0
+    return git("rev-parse", "HEAD").stdout.strip() or None if is_tracked else None
 
 
 class _Batches:

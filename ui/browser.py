@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from features import Dictionary
 
 SLOTS = 4
+STRENGTH = 1  # of a feature just added, in maxima
 MODEL_QUEUE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 BRIDGE = "window.glassbox.ready((data) => trigger('click', data));"
 STARTED = "(...given) => { document.body.classList.add('gb-writing'); return given; }"
@@ -302,7 +303,9 @@ def _steering_tab(shelf: views.Shelf, chosen: gr.Dropdown, steered: gr.State) ->
         with gr.Row(visible=False, elem_classes="middle") as row:
             names.append(_html("", min_width=240))
             sliders.append(
-                gr.Slider(-10, 10, value=1, step=0.25, label="Strength (maxima)", elem_id=f"strength-{number}", scale=2)
+                gr.Slider(
+                    -10, 10, value=STRENGTH, step=0.25, label="Strength (maxima)", elem_id=f"strength-{number}", scale=2
+                )
             )
             removers.append(gr.Button("Remove", size="sm", scale=0))
         rows.append(row)
@@ -334,7 +337,7 @@ def _steering_tab(shelf: views.Shelf, chosen: gr.Dropdown, steered: gr.State) ->
         def without(name: str, ids: list[int], *strengths: float) -> list[Any]:
             ids = [feature for index, feature in enumerate(ids) if index != position]
             kept = [strength for index, strength in enumerate(strengths) if index != position]
-            return [ids, *_drawn(shelf, name, ids), *kept, 3]
+            return [ids, *_drawn(shelf, name, ids), *kept, STRENGTH]
 
         return without
 

@@ -78,6 +78,12 @@ def test_run_folder_holds_everything(tmp_path: Path) -> None:
     assert SAE.load(result.path).site == "resid_post.1"
 
 
+def test_a_machine_without_git_trains_and_names_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    train(config(tmp_path / "run"), planted.rows(256 * 40, TRUE))
+    assert json.loads((tmp_path / "run" / "provenance.json").read_text())["commit"] is None
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path: Path) -> None:
     runs = [
         train(config(tmp_path / name, seed=seed), planted.rows(256 * 40, TRUE)).path
