@@ -32,10 +32,12 @@ import numpy as np
 from activations import DataConfig, HarvestConfig, ModelConfig
 from features.demo_report import DemoReport
 from features.dictionary import Dictionary
+from features.evaluation_run import run_evaluate
 from features.explain import METHOD, ExplainConfig, ExplainReport, explain
 from features.index import IndexConfig, build_index, lasting_name
+from features.origin import check_site, data_of, model_of
 from features.store import write_json
-from sae import SAE, Metrics, TrainResult, TrainSection, evaluate, train
+from sae import SAE, Metrics, TrainResult, TrainSection, train
 
 if TYPE_CHECKING:
     from activations import ActivationStore, LanguageModel, TokenRows
@@ -254,41 +256,6 @@ def run_train(config: RunConfig, resume: bool = False) -> list[TrainResult]:
     return results
 
 
-def run_evaluate(
-    sae_dir: str | Path, model: str | None = None, data: str | None = None, *, lm: LanguageModel | None = None
-) -> Metrics:
-    """Measures a trained SAE on held-out documents and writes `metrics.json` beside it.
-
-    Model and text default to those recorded in the SAE. Cross-entropy is measured where the model is a decoder.
-
-    Raises:
-        FileNotFoundError: no SAE there.
-        ValueError: the SAE does not say what it was trained on, or the model lacks its site.
-    """
-    from activations import token_rows
-    from activations.harvesting import iter_row_batches
-
-    folder = Path(sae_dir)
-    sae = SAE.load(str(folder))
-    lm = lm or _model_of(sae, folder, model)
-    config = _data_of(sae, folder, data)
-    site = sae.site
-    _check_site(sae, lm, folder)
-    sae.to(lm.device)
-    rows = token_rows(lm, config, "heldout")
-    whole = rows.mask().all(axis=1)
-    batch_rows = max(1, 4096 // rows.context_tokens)
-    tokens = (part.torch_tokens(lm.device) for part in rows[: int(whole.sum())].batches(batch_rows) if len(part))
-    batches = (
-        batch.values[site].float().to(lm.device)
-        for batch in iter_row_batches(lm, rows, [site], 8192, config.exclude_special_tokens)
-    )
-    scored = lm.kind == "decoder" and bool(whole.any())
-    metrics = evaluate(sae, batches, lm=lm if scored else None, tokens=tokens if scored else None)
-    write_json(folder / "metrics.json", json.loads(metrics.to_json()))
-    return metrics
-
-
 def run_index(config: RunConfig) -> list[Dictionary]:
     """Builds the dictionary of every SAE of the config."""
     run = _Run(config)
@@ -312,9 +279,9 @@ def index_sae(
     config = _settings(IndexConfig, overrides, "index")
     folder = Path(sae_dir)
     sae = SAE.load(str(folder))
-    text = _data_of(sae, folder, data)
-    lm = _model_of(sae, folder, model)
-    _check_site(sae, lm, folder)
+    text = data_of(sae, folder, data)
+    lm = model_of(sae, folder, model)
+    check_site(sae, lm, folder)
     where = Path(out) if out is not None else _dictionary_beside(folder)
     return build_index(
         sae.to(lm.device),
@@ -466,45 +433,6 @@ def _join_metrics(run: _Run) -> None:
     partial = run.out / "metrics.jsonl.partial"
     partial.write_text("".join(lines), encoding="utf-8")
     os.replace(partial, run.out / "metrics.jsonl")
-
-
-def _model_of(sae: SAE, folder: Path, model: str | None) -> LanguageModel:
-    """The model an SAE was trained on, or the one given instead."""
-    from activations import LanguageModel
-
-    name = model or sae.metadata.get("model_name")
-    if not name:
-        raise ValueError(f"the SAE at {folder} names no model, expected its language model: give --model")
-    lm = LanguageModel.load(str(name), revision=None if model else sae.metadata.get("model_revision"))
-    recorded = sae.metadata.get("model_weight_hash")
-    if recorded and lm.weight_hash() != recorded:
-        raise ValueError(
-            f"model {name} has weight hash {lm.weight_hash()[:12]}, the SAE at {folder} was trained on "
-            f"{recorded[:12]}: give the same model with --model"
-        )
-    return lm
-
-
-def _data_of(sae: SAE, folder: Path, data: str | None) -> DataConfig:
-    """The text an SAE was trained on, or another source read in the same way."""
-    recorded = sae.metadata.get("data") or {}
-    known: dict[str, Any] = {name: recorded[name] for name in DataConfig.__dataclass_fields__ if name in recorded}
-    if data is None and not known.get("source"):
-        raise ValueError(f"the SAE at {folder} names no text, expected its data: give --data")
-    if data is not None:
-        known["source"] = data
-    return DataConfig(**known)
-
-
-def _check_site(sae: SAE, lm: LanguageModel, folder: Path) -> None:
-    if not lm.has_site(sae.site):
-        raise ValueError(f"the SAE at {folder} reads {sae.site}, which {lm.name} does not have: give its own model")
-    width = lm.site_width(sae.site)
-    if width != sae.config.d_in:
-        raise ValueError(
-            f"the SAE at {folder} has d_in={sae.config.d_in}, {lm.name} has width {width} at {sae.site}: "
-            "give the model it was trained on"
-        )
 
 
 def _dictionary_beside(folder: Path) -> Path:
