@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from activations.model import Activations as Activations
     from activations.model import LanguageModel as LanguageModel
     from activations.model import TokenBatch as TokenBatch
+    from activations.outliers import WithoutOutliers as WithoutOutliers
+    from activations.outliers import norm_limits as norm_limits
+    from activations.outliers import within_limits as within_limits
+    from activations.pairs import ModelPair as ModelPair
     from activations.sites import Site as Site
     from activations.sites import parse_site as parse_site
     from activations.store import ActivationStore as ActivationStore
@@ -39,17 +43,21 @@ _HOMES = {
     "Intervention": "capture",
     "LanguageModel": "model",
     "ModelConfig": "loading",
+    "ModelPair": "pairs",
     "ResumableRows": "store",
     "Site": "sites",
     "TokenBatch": "model",
     "TokenRows": "tokens",
+    "WithoutOutliers": "outliers",
     "documents": "corpus",
     "harvest": "harvesting",
     "iter_token_rows": "tokens",
+    "norm_limits": "outliers",
     "pack_documents": "tokens",
     "parse_site": "sites",
     "stream": "streaming",
     "token_rows": "tokens",
+    "within_limits": "outliers",
 }
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -134,6 +134,8 @@ class DataConfig:
     """Put one BOS before each document, unless the tokenizer did so by itself."""
     exclude_special_tokens: bool = True
     """Leave activations at BOS, EOS, PAD and other control tokens out of training, evaluation and index."""
+    exclude_outlier_norms: float | None = None
+    """Leave rows out of training and evaluation whose norm exceeds this multiple of the site's median; default none."""
     heldout_percent: int = 8
     """Share of documents, by hash of the name, that is never trained on."""
     total_tokens: int | None = None
@@ -146,6 +148,10 @@ class DataConfig:
             raise ValueError(f"context_tokens={self.context_tokens}, expected 2 or more: raise it")
         if not 0 <= self.heldout_percent < 100:
             raise ValueError(f"heldout_percent={self.heldout_percent}, expected 0 to 99: correct it")
+        if self.exclude_outlier_norms is not None and not self.exclude_outlier_norms > 1:
+            raise ValueError(
+                f"exclude_outlier_norms={self.exclude_outlier_norms}, expected a multiple of the median above 1: try 10"
+            )
         for name in ("total_tokens", "heldout_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:

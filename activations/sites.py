@@ -11,6 +11,7 @@ Sites, the same for every family (L counts layers from 0; width is that of one r
     head_out.L    values of the attention heads before the output projection  [batch seq heads d_head]
     attn_out.L    what attention writes into the residual stream (after its own norm in Gemma 2, 3 and OLMo 2)
     resid_mid.L   residual stream between attention and MLP (absent where both read the same stream)
+    mlp_in.L      what the MLP reads: the stream after the norm before it (post-norm families: the stream itself)
     mlp_act.L     neurons: the input of the MLP's down projection
     mlp_out.L     what the MLP writes into the residual stream
     resid_post.L  residual stream leaving layer L
@@ -29,7 +30,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-LAYER_KINDS = ("resid_pre", "head_out", "attn_out", "resid_mid", "mlp_act", "mlp_out", "resid_post")
+LAYER_KINDS = ("resid_pre", "head_out", "attn_out", "resid_mid", "mlp_in", "mlp_act", "mlp_out", "resid_post")
 KINDS = ("embed", *LAYER_KINDS)
 _LAYER_SITE = re.compile(rf"(?:(encoder|decoder)\.)?({'|'.join(LAYER_KINDS)})\.(\d+)")
 _EMBED_SITE = re.compile(r"(?:(encoder|decoder)\.)?embed")
@@ -81,6 +82,8 @@ class Architecture:
     """The output projection of attention: its input is the heads' values side by side."""
     mlp: str
     """The module whose output the MLP adds to the residual stream."""
+    mlp_in: str | None = None
+    """The module whose input is what the MLP reads, where that is not `mlp`."""
     neurons: str | None
     """The down projection: its input is the neurons. None where there are no dense neurons."""
     mid_norm: str | None = None
@@ -118,6 +121,7 @@ _GEMMA2 = replace(
     _LLAMA,
     attn="post_attention_layernorm",
     mlp="post_feedforward_layernorm",
+    mlp_in="mlp",
     mid_norm="pre_feedforward_layernorm",
     norm_gain_offset=1.0,
 )
@@ -140,6 +144,7 @@ _BERT = Architecture(
     attn="attention.output.dense",
     heads="attention.output.dense",
     mlp="output.dense",
+    mlp_in="intermediate.dense",
     neurons="output.dense",
     mid_output="attention.output",
     write_norms=("attention.output.LayerNorm", "output.LayerNorm"),
@@ -211,6 +216,7 @@ ARCHITECTURES: dict[str, tuple[Architecture, ...]] = {
             attn="self_attn.out_proj",
             heads="self_attn.out_proj",
             mlp="fc2",
+            mlp_in="fc1",
             neurons="fc2",
             mid_norm="final_layer_norm",
             final_norm="decoder.final_layer_norm",
@@ -387,6 +393,7 @@ def _bindings(body: nn.Module, stack: Stack) -> Iterator[Binding]:
             yield bind("resid_mid", family.mid_output, "output")
         elif family.residual == "sequential":
             yield bind("resid_mid", family.attn, "output", residual=layer)
+        yield bind("mlp_in", family.mlp_in or family.mlp, "input")
         if family.neurons is not None:
             yield bind("mlp_act", family.neurons, "input")
         yield bind("mlp_out", family.mlp, "output")

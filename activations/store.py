@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 FORMAT = "glassbox-activations-1"
@@ -35,7 +34,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch
 class ResumableRows(Protocol):
     """Rows for a trainer that can be left and taken up again."""
 
-    def __iter__(self) -> Iterator[Float[Tensor, "rows d_in"]]: ...
+    def __iter__(self) -> Iterator[Any]: ...
 
     def state(self) -> dict[str, Tensor]:
         """Returns all that is needed to go on after the last chunk that was yielded."""
@@ -202,7 +201,7 @@ class ActivationStore:
 
     def rows(
         self,
-        site: str,
+        site: str | Sequence[str],
         *,
         seed: int = 0,
         epochs: int | None = 1,
@@ -212,7 +211,8 @@ class ActivationStore:
     ) -> StoreRows:
         """Returns the rows of a site: shards in random order, rows mixed within windows of about `window_rows`.
 
-        `epochs=None` goes round without end. Without `shuffle` rows come in the order of the corpus.
+        Of several sites: dicts by site, whose tensors hold the same tokens in the same order, which is that of each of
+        the sites alone. `epochs=None` goes round without end. Without `shuffle` rows come in the order of the corpus.
         """
         return StoreRows(self, site, seed, epochs, chunk_rows, shuffle, window_rows)
 
@@ -317,12 +317,12 @@ def check_space(path: Path, needed_bytes: int) -> None:
 
 
 class StoreRows:
-    """Rows of one site from a store; iterating again after `restore` goes on, otherwise starts anew."""
+    """Rows of one or several sites from a store; iterating again after `restore` goes on, otherwise starts anew."""
 
     def __init__(
         self,
         store: ActivationStore,
-        site: str,
+        site: str | Sequence[str],
         seed: int,
         epochs: int | None,
         chunk_rows: int,
@@ -331,9 +331,10 @@ class StoreRows:
     ) -> None:
         if not store.n_rows:
             raise ValueError(f"store at {store.path} holds no rows, expected some: harvest again")
-        self.d_in = store.d_in(site)
+        self.sites = [site] if isinstance(site, str) else list(site)
+        self._single = isinstance(site, str)
+        self.d_in = sum(store.d_in(name) for name in self.sites)
         self.store = store
-        self.site = site
         self._seed, self._epochs, self._chunk_rows = seed, epochs, chunk_rows
         self._shuffle, self._window_rows = shuffle, window_rows
         self._epoch, self._window, self._row = 0, 0, 0
@@ -363,25 +364,29 @@ class StoreRows:
         self._start = (epoch, window, row)
         self._epoch, self._window, self._row = self._start
 
-    def __iter__(self) -> Iterator[Float[Tensor, "rows d_in"]]:
+    def __iter__(self) -> Iterator[Any]:
         (self._epoch, self._window, self._row), self._start = self._start, (0, 0, 0)
         with ThreadPoolExecutor(1, thread_name_prefix="store-rows") as pool:
-            upcoming: Future[Tensor] | None = None
+            upcoming: Future[dict[str, Tensor]] | None = None
             while self._epochs is None or self._epoch < self._epochs:
                 windows = self._windows(self._epoch)
                 while self._window < len(windows):
                     rows = upcoming.result() if upcoming else self._load(windows[self._window])
                     upcoming = self._load_next(pool, windows)
-                    order = self._permutation(len(rows), self._epoch, self._window + 1)
-                    while self._row < len(rows):
+                    size = len(rows[self.sites[0]])
+                    order = self._permutation(size, self._epoch, self._window + 1)
+                    while self._row < size:
                         chosen = slice(self._row, self._row + self._chunk_rows)
-                        chunk = rows[chosen] if order is None else rows.index_select(0, order[chosen])
-                        self._row = min(self._row + self._chunk_rows, len(rows))
-                        yield chunk
+                        chunk = {
+                            site: value[chosen] if order is None else value.index_select(0, order[chosen])
+                            for site, value in rows.items()
+                        }
+                        self._row = min(self._row + self._chunk_rows, size)
+                        yield chunk[self.sites[0]] if self._single else chunk
                     self._window, self._row = self._window + 1, 0
                 self._epoch, self._window = self._epoch + 1, 0
 
-    def _load_next(self, pool: ThreadPoolExecutor, windows: Sequence[Sequence[int]]) -> Future[Tensor] | None:
+    def _load_next(self, pool: ThreadPoolExecutor, windows: Sequence[Sequence[int]]) -> Future[Any] | None:
         """Starts reading the window after this one, of the next epoch if need be."""
         if self._window + 1 < len(windows):
             return pool.submit(self._load, windows[self._window + 1])
@@ -410,6 +415,9 @@ class StoreRows:
         key = hashlib.blake2b(f"{self._seed} {epoch} {part}".encode(), digest_size=7).digest()
         return torch.randperm(count, generator=torch.Generator().manual_seed(int.from_bytes(key, "big")))
 
-    def _load(self, shards: Sequence[int]) -> Tensor:
-        parts = [self.store.read(index, self.site) for index in shards]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def _load(self, shards: Sequence[int]) -> dict[str, Tensor]:
+        loaded: dict[str, Tensor] = {}
+        for site in self.sites:
+            parts = [self.store.read(index, site) for index in shards]
+            loaded[site] = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return loaded

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -119,7 +119,7 @@ class StreamRows:
         self._epoch, self._place, self._shuffles, self._given, self._release = state["place"].tolist()
         self._restored = True
 
-    def __iter__(self) -> Iterator[Tensor | dict[str, Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         if not self._restored:
             self._reset()
         self._restored = False

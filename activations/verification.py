@@ -5,7 +5,7 @@ Enters: a `LanguageModel` whose sites are laid out. Leaves: nothing, or `ValueEr
 1. Every site of every layer is reached by a forward pass and has the shape it should have.
 2. Layers join: resid_post of a layer is resid_pre of the next, bit for bit.
 3. The residual stream adds up: in + attention + MLP = out, at the points where the family adds (for post-norm families
-   under their norms; T5's decoder adds cross-attention).
+   under their norms; T5's decoder adds cross-attention). The MLP reads the normed stream.
 4. Rewriting matters: at one layer per stack, an edit at each kind of site changes the output, and an edit that returns
    what it was given changes no bit.
 
@@ -108,6 +108,11 @@ def _check_sums(lm: LanguageModel, stack: Stack, values: dict[str, Tensor]) -> N
             _expect_equal(lm, f"{prefix}resid_post.{number}", out, value("resid_pre", number + 1))
         if family.mid_norm is not None:
             _expect_equal(lm, f"{prefix}resid_mid.{number}", value("resid_mid"), value("mid_norm_input").view_as(into))
+            with torch.no_grad():
+                normed = submodule(layer, family.mid_norm)(value("resid_mid"))
+            _expect_close(lm, f"{prefix}mlp_in.{number}", value("mlp_in").view_as(into), normed)
+        elif family.residual == "post_norm":
+            _expect_equal(lm, f"{prefix}mlp_in.{number}", value("mlp_in").view_as(into), value("resid_mid"))
         if family.residual == "parallel":
             _expect_close(lm, f"{prefix}resid_post.{number}", into + attn + mlp, out)
         elif family.write_norms is not None:

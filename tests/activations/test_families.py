@@ -42,7 +42,7 @@ def first(value: Any) -> Tensor:
 def test_every_family_has_the_sites_of_the_design_or_says_why_not(lm: LanguageModel, family: str) -> None:
     kinds = {site.split(".")[-2] for site in lm.sites() if site[-1].isdigit()}
     missing = {"gptj": {"resid_mid"}, "gpt_neox": {"resid_mid"}, "mixtral": {"mlp_act"}}.get(family, set())
-    wanted = {"resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "head_out", "mlp_act"}
+    wanted = {"resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "head_out", "mlp_in", "mlp_act"}
     assert kinds == wanted - missing
     assert any(site.endswith("embed") for site in lm.sites())
     for kind in missing:
@@ -99,6 +99,19 @@ def test_in_plus_attention_plus_mlp_is_out(lm: LanguageModel, family: str) -> No
             assert torch.allclose(
                 acts[f"resid_mid.{number}"], value["resid_pre"] + value["attn_out"], atol=where.tolerance
             )
+
+
+def test_the_mlp_reads_the_stream_through_mlp_in_alone(lm: LanguageModel, family: str) -> None:
+    stack = FAMILIES[family].stack
+    batch = lm.tokenize(TEXTS)
+    clean = lm.capture(batch.tokens, batch.mask, [f"{stack}mlp_in.1", f"{stack}mlp_out.1"])
+    noise = torch.randn(clean[f"{stack}mlp_in.1"].shape, generator=torch.Generator().manual_seed(0)).to(lm.dtype)
+    with lm.intervene({f"{stack}resid_pre.1": lambda x: x + noise.view(x.shape)}):
+        moved = lm.capture(batch.tokens, batch.mask, [f"{stack}mlp_out.1"])
+        with lm.intervene({f"{stack}mlp_in.1": lambda x: clean[f"{stack}mlp_in.1"]}):
+            held = lm.capture(batch.tokens, batch.mask, [f"{stack}mlp_out.1"])
+    assert not torch.equal(moved[f"{stack}mlp_out.1"], clean[f"{stack}mlp_out.1"])
+    assert torch.equal(held[f"{stack}mlp_out.1"], clean[f"{stack}mlp_out.1"])
 
 
 def test_truncated_capture_equals_full(lm: LanguageModel) -> None:

@@ -135,7 +135,7 @@ def test_a_site_without_effect_is_refused() -> None:
     model = build("llama")
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight.zero_()
-    with pytest.raises(ValueError, match=r"rewriting site 'mlp_act.1' does not reach the output"):
+    with pytest.raises(ValueError, match=r"rewriting site 'mlp_in.1' does not reach the output"):
         LanguageModel(model, character_tokenizer())
 
 

@@ -139,6 +139,26 @@ def test_rows_of_a_store_go_on_exactly_where_they_were_left(harvested: Path, tak
         store.rows("mlp_act.0", seed=4).restore(state)
 
 
+def test_rows_of_several_sites_come_in_the_order_of_each_alone(harvested: Path) -> None:
+    store = ActivationStore.open(harvested)
+    options: dict[str, Any] = {"epochs": 2, "chunk_rows": 50, "window_rows": 300, "seed": 3}
+    together = list(store.rows(SITES, **options))
+    for site in SITES:
+        alone = list(store.rows(site, **options))
+        assert len(alone) == len(together)
+        assert all(torch.equal(chunk[site], rows) for chunk, rows in zip(together, alone, strict=True))
+    left = store.rows(SITES, **options)
+    iterator = iter(left)
+    for _ in range(7):
+        next(iterator)
+    taken_up = store.rows(SITES, **options)
+    taken_up.restore(left.state())
+    for rest, whole in zip(taken_up, together[7:], strict=True):
+        assert all(torch.equal(rest[site], whole[site]) for site in SITES)
+    with pytest.raises(ValueError, match="holds no site 'resid_pre.0'"):
+        store.rows([SITES[0], "resid_pre.0"])
+
+
 # Interrupted and damaged
 
 
