@@ -10,43 +10,31 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.report import finish, interleaved, spread
+from sae.architectures import Architecture
 from sae.config import SAEConfig, TrainConfig
-from sae.step import Parameters, StepResult, reference_loss, sparse_step
-from sae.trainer import _Trainer
+from sae.learner import Learner
 
 CASES = [
-    dict(d_in=256, d_sae=4096, k=32, batch_rows=2048),
-    dict(d_in=512, d_sae=16384, k=32, batch_rows=2048),
+    dict(architecture="topk", d_in=256, d_sae=4096, k=32, batch_rows=2048),
+    dict(architecture="topk", d_in=512, d_sae=16384, k=32, batch_rows=2048),
+    dict(architecture="batchtopk", d_in=256, d_sae=4096, k=32, batch_rows=2048),
+    dict(architecture="matryoshka_batchtopk", d_in=256, d_sae=4096, k=32, batch_rows=2048),
 ]
 
 
-class DenseTrainer(_Trainer):
-    """The same trainer with the dense reference and autograd in place of the sparse step."""
-
-    def take(self, batch: Tensor) -> None:
-        x = batch * self.scale
-        leaves = Parameters(*(value.requires_grad_() for value in self.parameters))
-        loss = reference_loss(
-            leaves,
-            x,
-            self.config.sae.active,
-            dead=self.silent_rows >= self.config.dead_after_rows,
-            auxk_k=self.config.sae.auxk_latents,
-            auxk_alpha=self.config.sae.auxk_alpha,
-        )
-        gradients = Parameters(*torch.autograd.grad(loss, leaves))
-        with torch.no_grad():
-            for value in self.parameters:
-                value.requires_grad_(False)
-            nothing = torch.zeros((), device=x.device)
-            fired = torch.zeros(self.config.sae.d_sae, dtype=torch.bool, device=x.device)
-            self._apply(StepResult(gradients, loss.detach(), nothing, nothing, fired, nothing))
-        self.step += 1
+def dense_learner(config: TrainConfig, device: str) -> Learner:
+    """Returns a learner whose step is the dense reference under autograd."""
+    learner = Learner(config, torch.device(device))
+    architecture = learner.architecture
+    dense = Architecture.step.__get__(architecture)
+    architecture.step = dense
+    return learner
 
 
 def rows(d_in: int, n: int, device: str) -> Tensor:
@@ -57,22 +45,22 @@ def rows(d_in: int, n: int, device: str) -> Tensor:
     return (active @ features).to(device)
 
 
-def measure(case: dict[str, int], device: str, repeats: int) -> dict[str, object]:
+def measure(case: dict[str, Any], device: str, repeats: int) -> dict[str, object]:
     """Times both steps on one case."""
     config = TrainConfig(
-        sae=SAEConfig(d_in=case["d_in"], d_sae=case["d_sae"], k=case["k"]),
+        sae=SAEConfig(architecture=case["architecture"], d_in=case["d_in"], d_sae=case["d_sae"], k=case["k"]),
         batch_rows=case["batch_rows"],
         total_rows=case["batch_rows"] * 10_000,
         out=tempfile.gettempdir(),
         device=device,
     )
-    x = rows(case["d_in"], case["batch_rows"], device)
-    sparse, dense = _Trainer(config, torch.device(device)), DenseTrainer(config, torch.device(device))
-    for trainer in (sparse, dense):
-        trainer._calibrate(x)
-        trainer.silent_rows[: case["d_sae"] // 50] = config.dead_after_rows  # two in a hundred latents are dead
-    check_parity(sparse, x)
-    times = interleaved({"sparse": lambda: sparse.take(x), "dense": lambda: dense.take(x)}, repeats)
+    batch = {"rows": rows(case["d_in"], case["batch_rows"], device)}
+    sparse, dense = Learner(config, torch.device(device)), dense_learner(config, device)
+    for learner in (sparse, dense):
+        learner.take(batch)
+        learner.silent_rows[: case["d_sae"] // 50] = config.dead_after_rows  # two in a hundred latents are dead
+    check_parity(sparse, batch["rows"])
+    times = interleaved({"sparse": lambda: sparse.take(batch), "dense": lambda: dense.take(batch)}, repeats)
     medians = {name: statistics.median(values) for name, values in times.items()}
     return {
         **case,
@@ -83,21 +71,16 @@ def measure(case: dict[str, int], device: str, repeats: int) -> dict[str, object
     }
 
 
-def check_parity(trainer: _Trainer, x: Tensor) -> None:
+def check_parity(learner: Learner, rows: Tensor) -> None:
     """Compares the sparse step's loss and gradients with autograd's before anything is timed."""
-    auxk_k, auxk_alpha = trainer.config.sae.auxk_latents, trainer.config.sae.auxk_alpha
-    dead = trainer.silent_rows >= trainer.config.dead_after_rows
-    x = x * trainer.scale
-    result = sparse_step(
-        trainer.parameters, x, trainer.config.sae.active, dead=dead, auxk_k=auxk_k, auxk_alpha=auxk_alpha
-    )
-    leaves = Parameters(*(value.clone().requires_grad_() for value in trainer.parameters))
-    loss = reference_loss(leaves, x, trainer.config.sae.active, dead=dead, auxk_k=auxk_k, auxk_alpha=auxk_alpha)
-    gradients = torch.autograd.grad(loss, leaves)
-    torch.testing.assert_close(result.loss, loss.detach(), rtol=1e-4, atol=1e-6)
-    for got, expected in zip(result.gradients, gradients, strict=True):
+    x, moment, architecture = rows * learner.scale_in, learner._moment(), learner.architecture
+    result = architecture.step(learner.parameters, x, x, moment)
+    expected = Architecture.step(architecture, learner.parameters, x, x, moment)
+    torch.testing.assert_close(result.loss, expected.loss, rtol=1e-4, atol=1e-6)
+    for name, gradient in expected.gradients.items():
         # float32 sums in another order: the error is measured against the gradient's own size
-        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+        largest = float(gradient.abs().max())
+        torch.testing.assert_close(result.gradients[name], gradient, rtol=1e-3, atol=1e-4 * largest)
 
 
 def main() -> None:

@@ -11,8 +11,9 @@ runpy.run_path(str(pathlib.Path(__file__).parents[1] / "configs" / "import_guard
 from sae.codes import Codes  # noqa: E402
 from sae.config import SAEConfig, TrainConfig, TrainSection, TrainSettings  # noqa: E402
 from sae.evaluation import Metrics, evaluate  # noqa: E402
+from sae.learner import TrainMetrics  # noqa: E402
 from sae.model import SAE  # noqa: E402
-from sae.trainer import TrainMetrics, TrainResult, train  # noqa: E402
+from sae.trainer import Training, TrainResult, train, train_together  # noqa: E402
 
 __all__ = [
     "SAE",
@@ -24,6 +25,8 @@ __all__ = [
     "TrainResult",
     "TrainSection",
     "TrainSettings",
+    "Training",
     "evaluate",
     "train",
+    "train_together",
 ]

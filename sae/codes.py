@@ -16,6 +16,10 @@ class Codes:
     values: Float[Tensor, "n k"]
     indices: Int[Tensor, "n k"]
     d_sae: int
+    scale: Float[Tensor, " n"] | None = None
+    """What each row was divided by before it was encoded, where the SAE normalises single rows; decoding undoes it."""
+    shift: Float[Tensor, " n"] | None = None
+    """What was subtracted from each element of the row before that."""
 
     def to_dense(self) -> Float[Tensor, "n d_sae"]:
         """Returns the codes as a dense matrix, zero where a latent is silent."""

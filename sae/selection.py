@@ -1,6 +1,8 @@
-"""The encoder product and the choice of each row's strongest latents, never holding all pre-activations at once.
+"""The encoder product and the choice of active latents, never holding all pre-activations at once.
 
-Enters: centred rows, encoder weights, k. Leaves: the k largest pre-activations of each row, clipped at zero.
+Enters: centred rows, encoder weights, and k or thresholds. Leaves: the k largest pre-activations of each row clipped at
+zero (`strongest_latents`), the n·k largest of the whole batch (`strongest_of_batch`), or those above a threshold
+(`latents_above`).
 
 Rows go through in chunks whose pre-activations stay in the processor's cache between the product and the selection. On
 a CPU with bf16 arithmetic a chunk is screened first:
@@ -17,6 +19,7 @@ So the latents chosen, and their values, are those of the float32 computation up
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -25,11 +28,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae import sparse
+from sae.sparse import RaggedCodes
 
 CHUNK_BYTES = {"cpu": 2 << 20}  # elsewhere 256 MB: a GPU wants large products
 GROUP = 8
 BF16_HALF_ULP = 2.0**-9
 SCREEN_MIN_LATENTS = 1024
+SAMPLED_ROWS = 128  # of a batch, to guess BatchTopK's threshold from
+SAMPLED_SURPLUS = 1.3  # candidates aimed at, as a multiple of what is kept
 
 
 class Selection(NamedTuple):
@@ -68,15 +74,86 @@ def strongest_latents(
     candidates = k + max(16, k // 2)
     if screen and d_sae >= SCREEN_MIN_LATENTS and d_sae % GROUP == 0 and candidates * 2 * GROUP <= d_sae:
         return _screened(centred, W_enc, b_enc, k, candidates)
-    chunk_rows = max(64, CHUNK_BYTES.get(centred.device.type, 256 << 20) // (d_sae * centred.element_size()))
-    pre = centred.new_empty(min(chunk_rows, n), d_sae)
     values = centred.new_empty(n, k)
     indices = torch.empty(n, k, dtype=torch.int64, device=centred.device)
-    for start in range(0, n, chunk_rows):
-        part = slice(start, min(start + chunk_rows, n))
-        chunk = torch.addmm(b_enc, centred[part], W_enc.T, out=pre[: part.stop - start])
+    for part, chunk in _chunks(centred, W_enc, b_enc):
         torch.topk(chunk, k, dim=1, sorted=False, out=(values[part], indices[part]))
     return Selection(values.relu_(), indices)
+
+
+def _chunks(centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yields the pre-activations of a few rows at a time, in one buffer that the next ones overwrite."""
+    n, d_sae = len(centred), len(W_enc)
+    chunk_rows = max(64, CHUNK_BYTES.get(centred.device.type, 256 << 20) // (d_sae * centred.element_size()))
+    pre = centred.new_empty(min(chunk_rows, n), d_sae)
+    for start in range(0, n, chunk_rows):
+        part = slice(start, min(start + chunk_rows, n))
+        yield part, torch.addmm(b_enc, centred[part], W_enc.T, out=pre[: part.stop - start])
+
+
+@torch.no_grad()
+def largest_latents(
+    centred: Float[Tensor, "n d_in"], W_enc: Float[Tensor, "d_sae d_in"], b_enc: Float[Tensor, " d_sae"], k: int
+) -> Selection:
+    """Returns the `k` pre-activations of largest absolute value of every row, with their signs."""
+    values = centred.new_empty(len(centred), k)
+    indices = torch.empty(len(centred), k, dtype=torch.int64, device=centred.device)
+    for part, chunk in _chunks(centred, W_enc, b_enc):
+        indices[part] = torch.topk(chunk.abs(), k, dim=1, sorted=False).indices
+        values[part] = chunk.gather(1, indices[part])
+    return Selection(values, indices)
+
+
+@torch.no_grad()
+def latents_above(
+    centred: Float[Tensor, "n d_in"],
+    W_enc: Float[Tensor, "d_sae d_in"],
+    b_enc: Float[Tensor, " d_sae"],
+    threshold: Float[Tensor, "*latents"],
+) -> RaggedCodes:
+    """Returns the pre-activations that exceed `threshold` (one for all latents or one each)."""
+    found = [_entries(part, chunk, threshold) for part, chunk in _chunks(centred, W_enc, b_enc)]
+    if not found:
+        empty = torch.empty(0, dtype=torch.int64, device=centred.device)
+        return RaggedCodes.of_rows(empty, 0, empty, centred.new_empty(0))
+    rows, indices, values = (torch.cat(pieces) for pieces in zip(*found, strict=True))
+    return RaggedCodes.of_rows(rows, len(centred), indices, values)
+
+
+def _entries(part: slice, chunk: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    rows, indices = (chunk > threshold).nonzero(as_tuple=True)
+    return rows + part.start, indices, chunk[rows, indices]
+
+
+@torch.no_grad()
+def strongest_of_batch(
+    centred: Float[Tensor, "n d_in"],
+    W_enc: Float[Tensor, "d_sae d_in"],
+    b_enc: Float[Tensor, " d_sae"],
+    count: int,
+) -> RaggedCodes:
+    """Returns the `count` largest positive pre-activations of the whole batch (all positive ones if they are fewer).
+
+    A threshold guessed from a few rows leaves a little more than `count` candidates, of which the largest are kept;
+    where the guess leaves too few, all positive ones are candidates, so that the result does not depend on it. Of ties
+    at the smallest kept value those in the first rows are kept.
+    """
+    n = len(centred)
+    sampled = torch.arange(0, n, max(1, n // SAMPLED_ROWS), device=centred.device)
+    pre = torch.addmm(b_enc, centred[sampled], W_enc.T).flatten()
+    expected = count * len(sampled) / n
+    wanted = min(pre.numel(), int(SAMPLED_SURPLUS * expected + 4 * expected**0.5) + 1)
+    guess = pre.topk(wanted, sorted=False).values.min().clamp(min=0)
+    candidates = latents_above(centred, W_enc, b_enc, guess)
+    if len(candidates.values) < count and bool(guess > 0):
+        candidates = latents_above(centred, W_enc, b_enc, torch.zeros_like(guess))
+    if len(candidates.values) <= count:
+        return candidates
+    smallest = candidates.values.topk(count, sorted=False).values.min()
+    above, level = candidates.values > smallest, candidates.values == smallest
+    room = count - above.sum()
+    kept = above | (level & (level.cumsum(0) <= room))
+    return RaggedCodes.of_rows(candidates.rows()[kept], n, candidates.indices[kept], candidates.values[kept])
 
 
 def _screened(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, m: int) -> Selection:
@@ -97,7 +174,8 @@ def _screened(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, m: int) -> 
         floor[part] = ranked.values.amin(1).float()
         member, place = ranked.indices // m, ranked.indices % m
         chosen[part] = member * (d_sae // GROUP) + groups[:, 0].gather(1, place)
-    exact = sparse.code_gradients(centred, chosen, W_enc) + b_enc[chosen]
+    pattern = RaggedCodes.of(centred.new_zeros(n, m), chosen)
+    exact = sparse.code_gradients(centred, pattern, W_enc).view(n, m) + b_enc[chosen]
     top = exact.topk(k, dim=1, sorted=False)
     values, indices = top.values, chosen.gather(1, top.indices)
     bound = floor + error * (1 + 1e-3) + floor.abs() * (2 * BF16_HALF_ULP)

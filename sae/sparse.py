@@ -1,7 +1,7 @@
 """Products with sparse codes on CPU and GPU: decode, code gradients, and the reduction of latents' gradients.
 
-Enters: codes (`values`, `indices`, both [n, k]; every index valid, silent entries hold value 0) and dense matrices.
-Leaves: dense results, each from one pass over the codes without a buffer of size n × d_sae or n × k × d.
+Enters: `RaggedCodes` (any number of codes a row) and dense matrices. Leaves: dense results, each from one pass over the
+codes without a buffer of size n × d_sae or n × k × d.
 
 The row layout (CSR over rows) serves decoding and code gradients; the latent layout (the same codes sorted by latent)
 serves both weight gradients in one deterministic pass each, without atomics. Arithmetic as in OpenAI's sparse kernels
@@ -11,6 +11,7 @@ serves both weight gradients in one deterministic pass each, without atomics. Ar
 from __future__ import annotations
 
 import warnings
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -20,51 +21,73 @@ from torch import Tensor
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state", category=UserWarning)
 
 
-def decode(
-    values: Float[Tensor, "n k"], indices: Int[Tensor, "n k"], W_dec: Float[Tensor, "d_sae d"]
-) -> Float[Tensor, "n d"]:
-    """Returns Σ_j values[:, j] · W_dec[indices[:, j]] for every row."""
-    return _by_row(values, indices, len(W_dec)) @ W_dec
+class RaggedCodes(NamedTuple):
+    """Codes in row order: those of row r stand from `starts[r]` to `starts[r + 1]`; silent entries hold value 0."""
+
+    starts: Int[Tensor, " rows_and_1"]
+    indices: Int[Tensor, " nnz"]
+    values: Float[Tensor, " nnz"]
+
+    @classmethod
+    def of(cls, values: Float[Tensor, "n k"], indices: Int[Tensor, "n k"]) -> RaggedCodes:
+        """Returns codes that are k in every row."""
+        n, k = indices.shape
+        return cls(torch.arange(0, n * k + 1, k, device=indices.device), indices.reshape(-1), values.reshape(-1))
+
+    @classmethod
+    def of_rows(cls, rows: Int[Tensor, " nnz"], n: int, indices: Tensor, values: Tensor) -> RaggedCodes:
+        """Returns codes whose row numbers are given, in ascending order."""
+        counts = torch.bincount(rows, minlength=n)
+        return cls(torch.nn.functional.pad(counts.cumsum(0), (1, 0)), indices, values)
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.starts) - 1
+
+    def rows(self) -> Int[Tensor, " nnz"]:
+        """Returns the row of every code."""
+        return torch.repeat_interleave(self.starts.diff(), output_size=len(self.indices))
 
 
-def code_gradients(
-    grad: Float[Tensor, "n d"], indices: Int[Tensor, "n k"], W_dec: Float[Tensor, "d_sae d"]
-) -> Float[Tensor, "n k"]:
-    """Returns ⟨W_dec[indices[n, j]], grad[n]⟩, the gradient of decoding with respect to the code values."""
-    pattern = _by_row(torch.zeros_like(indices, dtype=grad.dtype), indices, len(W_dec))
-    return torch.sparse.sampled_addmm(pattern, grad, W_dec.T, beta=0.0).values().view(indices.shape)
+def decode(codes: RaggedCodes, W_dec: Float[Tensor, "d_sae d"]) -> Float[Tensor, "n d"]:
+    """Returns Σ value · W_dec[index] over the codes of every row."""
+    return _by_row(codes, codes.values, len(W_dec)) @ W_dec
 
 
-def _by_row(values: Tensor, indices: Tensor, width: int) -> Tensor:
-    n, k = indices.shape
-    starts = torch.arange(0, n * k + 1, k, device=indices.device)
-    return torch.sparse_csr_tensor(starts, indices.reshape(-1), values.reshape(-1), (n, width), check_invariants=False)
+def code_gradients(grad: Float[Tensor, "n d"], codes: RaggedCodes, W_dec: Float[Tensor, "d_sae d"]) -> Tensor:
+    """Returns ⟨W_dec[index], grad[row]⟩, Float[nnz]: the gradient of decoding with respect to each code's value."""
+    pattern = _by_row(codes, torch.zeros(len(codes.indices), dtype=grad.dtype, device=grad.device), len(W_dec))
+    return torch.sparse.sampled_addmm(pattern, grad, W_dec.T, beta=0.0).values()
+
+
+def _by_row(codes: RaggedCodes, values: Tensor, width: int) -> Tensor:
+    return torch.sparse_csr_tensor(codes.starts, codes.indices, values, (codes.n_rows, width), check_invariants=False)
 
 
 class LatentLayout:
     """Codes sorted by latent: sums over the rows in which each latent is active."""
 
-    def __init__(self, indices: Int[Tensor, "n k"], d_sae: int) -> None:
-        self.n, self.k = indices.shape
-        self.d_sae = d_sae
-        flat = indices.reshape(-1)
-        self.order = torch.argsort(flat, stable=True)
-        self.counts = torch.bincount(flat, minlength=d_sae)
+    def __init__(self, codes: RaggedCodes, d_sae: int) -> None:
+        self.n, self.d_sae = codes.n_rows, d_sae
+        self.order = torch.argsort(codes.indices, stable=True)
+        self.counts = torch.bincount(codes.indices, minlength=d_sae)
         self._starts = torch.nn.functional.pad(self.counts.cumsum(0), (1, 0))
-        self._rows = self.order // self.k
+        self._rows = codes.rows()[self.order]
 
-    def reduce(self, values: Float[Tensor, "n k"], dense: Float[Tensor, "n d"]) -> Float[Tensor, "d_sae d"]:
-        """Returns, for every latent i, Σ over its codes of value · dense[row]."""
+    def reduce(
+        self, values: Float[Tensor, " nnz"], dense: Float[Tensor, "n d"], rows_per_dense: int = 1
+    ) -> Float[Tensor, "d_sae d"]:
+        """Returns, for every latent i, Σ over its codes of value · dense[row // rows_per_dense]."""
         by_latent = torch.sparse_csr_tensor(
             self._starts,
-            self._rows,
-            values.reshape(-1)[self.order],
-            (self.d_sae, self.n),
+            self._rows if rows_per_dense == 1 else self._rows // rows_per_dense,
+            values[self.order],
+            (self.d_sae, self.n // rows_per_dense),
             check_invariants=False,
         )
         return by_latent @ dense
 
-    def reduce_values(self, values: Float[Tensor, "n k"]) -> Float[Tensor, " d_sae"]:
+    def reduce_values(self, values: Float[Tensor, " nnz"]) -> Float[Tensor, " d_sae"]:
         """Returns, for every latent, the sum of its values."""
-        sums = values.reshape(-1)[self.order].double().cumsum(0)
+        sums = values[self.order].double().cumsum(0)
         return torch.nn.functional.pad(sums, (1, 0))[self._starts].diff().to(values.dtype)

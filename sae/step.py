@@ -1,20 +1,25 @@
-"""The hand-written sparse training step of a TopK SAE, and the plain-torch reference it is tested against.
+"""The hand-written sparse forward and backward pass of the top-k family.
 
-With x a batch of (scaled) rows, v, i the k largest of ReLU((x − b_dec) W_encᵀ + b_enc) and x̂ = b_dec + Σ v W_dec[i]:
+With x a batch of (scaled) rows, y what is to be written (x itself in an autoencoder), codes v, i chosen from
+pre = (x − b_dec) W_encᵀ + b_enc, nested dictionaries of widths m_1 < … < m_G = d_sae (G = 1 but for Matryoshka) with
+weights w_g, and x̂_g = b_dec + Σ_{i < m_g} v W_dec[i] (+ x W_skipᵀ):
 
-    L = Σ‖x̂ − x‖² / Σ‖x − x̄‖²  +  α · Σ‖ê − e‖² / Σ‖e − ē‖²
+    L = Σ_g w_g Σ‖x̂_g − y‖² / Σ‖y − ȳ‖²  +  α · Σ‖ê − e‖² / Σ‖e − ē‖²
 
-where e = x − x̂ is held constant and ê decodes the `auxk_latents` strongest *dead* latents of each row (Gao et al. 2024,
-arXiv 2406.04093, section A.2). Beyond the encoder product everything is k-sparse: with g = ∂L/∂x̂,
+where e = y − x̂_G is held constant and ê decodes the `auxk_k` strongest *dead* latents of each row (Gao et al. 2024,
+arXiv 2406.04093, section A.2). Beyond the encoder product everything is k-sparse. A code of block b (m_{b−1} ≤ i < m_b)
+takes part in x̂_b, …, x̂_G, so its gradient meets the suffix sum g = Σ_{h ≥ b} ∂L/∂x̂_h:
 
     ∂v = ⟨W_dec[i], g⟩ · [v > 0]      ∂W_dec = Σ v ⊗ g       ∂W_enc = Σ ∂v ⊗ (x − b_dec)
-    ∂b_enc = Σ ∂v                     ∂b_dec = Σ g − ∂b_enc W_enc
+    ∂b_enc = Σ ∂v                     ∂b_dec = Σ g_1 − ∂b_enc W_enc      ∂W_skip = Σ g_1 ⊗ x
 
-(the last term is the input's share of `b_dec`, folded over the batch before it meets W_enc).
+(the last term of ∂b_dec is the input's share, folded over the batch before it meets W_enc; it is absent where the
+encoder reads x itself). Blocks are handled as virtual rows: row r and block b form row r·G + b of one sparse product.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,126 +27,143 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae import sparse
-from sae.selection import strongest_latents
+from sae.selection import largest_latents, strongest_latents
+from sae.sparse import RaggedCodes
 
-
-class Parameters(NamedTuple):
-    """Weights of an SAE, or their gradients; row i of either matrix is latent i."""
-
-    W_enc: Float[Tensor, "d_sae d_in"]
-    W_dec: Float[Tensor, "d_sae d_in"]
-    b_enc: Float[Tensor, " d_sae"]
-    b_dec: Float[Tensor, " d_in"]
+Parameters = Mapping[str, Tensor]
+"""Weights of an SAE in training, or their gradients, by name; row i of `W_enc` and `W_dec` is latent i."""
 
 
 class StepResult(NamedTuple):
     """What one forward and backward pass gives; scalars stay on the device."""
 
-    gradients: Parameters
+    gradients: dict[str, Tensor]
     loss: Float[Tensor, ""]
     squared_error: Float[Tensor, ""]
-    """Σ‖x − x̂‖² over the batch, in the units of the rows given."""
+    """Σ‖y − ŷ‖² over the batch, in the units of the rows given."""
     variance: Float[Tensor, ""]
-    """Σ‖x − x̄‖² over the batch."""
+    """Σ‖y − ȳ‖² over the batch."""
     fired: Bool[Tensor, " d_sae"]
     """Latents that were active in at least one row."""
     l0: Float[Tensor, ""]
     """Active latents a row, on average."""
 
 
-def _total_variance(x: Tensor) -> Tensor:
-    # a constant batch has no variance to explain; the floor keeps the loss finite there
-    limits = torch.finfo(x.dtype)
-    return torch.maximum((x - x.mean(0)).pow(2).sum(), limits.eps * x.pow(2).sum() + limits.tiny)
+class Auxiliary(NamedTuple):
+    """The auxiliary loss of one step: which latents are dead, how many of them a row uses, and its weight."""
+
+    dead: Bool[Tensor, " d_sae"]
+    k: int
+    alpha: float
+
+
+def total_variance(y: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    """Returns Σ‖y − ȳ‖², kept above zero: a constant batch has no variance to explain, and its loss stays finite."""
+    limits = torch.finfo(y.dtype)
+    return torch.maximum((y - y.mean(0)).pow(2).sum(), limits.eps * y.pow(2).sum() + limits.tiny)
 
 
 @torch.no_grad()
 def sparse_step(
     parameters: Parameters,
     x: Float[Tensor, "n d_in"],
-    k: int,
+    y: Float[Tensor, "n d_out"],
+    codes: RaggedCodes,
     *,
-    dead: Bool[Tensor, " d_sae"] | None = None,
-    auxk_k: int = 0,
-    auxk_alpha: float = 0.0,
+    is_signed: bool = False,
+    subtracts_b_dec: bool = True,
+    widths: Sequence[int] = (),
+    weights: Float[Tensor, " groups"] | None = None,
+    auxiliary: Auxiliary | None = None,
 ) -> StepResult:
-    """Returns loss and gradients of one batch; `dead` marks the latents that the auxiliary loss revives."""
-    W_enc, W_dec, b_enc, b_dec = parameters
-    d_sae = len(W_enc)
-    centred = x - b_dec
-    values, indices = strongest_latents(centred, W_enc, b_enc, k)
-    error = x - (sparse.decode(values, indices, W_dec) + b_dec)
-    variance = _total_variance(x)
-    squared_error = error.pow(2).sum()
-    grad = error * (-2 / variance)
-    dW_enc, dW_dec, db_enc = _latent_gradients(values, indices, grad, centred, W_dec)
-    gradients = Parameters(W_enc=dW_enc, W_dec=dW_dec, b_enc=db_enc, b_dec=grad.sum(0) - db_enc @ W_enc)
-    loss = squared_error / variance
-    if dead is not None and auxk_alpha > 0:
-        rows = dead.nonzero().squeeze(1)
+    """Returns loss and gradients of one batch whose codes are chosen.
+
+    `is_signed` says that codes may be negative (then all of them get gradients); `widths` and `weights` are the nested
+    dictionaries and the shares of their losses.
+    """
+    W_enc, W_dec, b_dec = parameters["W_enc"], parameters["W_dec"], parameters["b_dec"]
+    n, groups = len(x), max(1, len(widths))
+    if weights is None:
+        weights = torch.full((groups,), 1 / groups, dtype=x.dtype, device=x.device)
+    centred = x - b_dec if subtracts_b_dec else x
+    blocked = codes if groups == 1 else _by_block(codes, widths)
+    written = (
+        sparse.decode(blocked, W_dec).view(n, groups, -1).cumsum(1)
+        if groups > 1
+        else sparse.decode(codes, W_dec)[:, None]
+    )
+    target = y - b_dec
+    if "W_skip" in parameters:
+        target = target - x @ parameters["W_skip"].T
+    errors = target[:, None] - written
+    variance = total_variance(y)
+    by_group = errors.pow(2).sum((0, 2))
+    grads = errors * (weights[:, None] * (-2 / variance))
+    suffix = grads.flip(1).cumsum(1).flip(1) if groups > 1 else grads
+    loss = (weights * by_group).sum() / variance
+    gradients = _latent_gradients(blocked, suffix.reshape(n * groups, -1), centred, W_dec, is_signed)
+    first = suffix[:, 0]
+    gradients["b_dec"] = first.sum(0)
+    if subtracts_b_dec:
+        gradients["b_dec"] -= gradients["b_enc"] @ W_enc
+    if "W_skip" in parameters:
+        gradients["W_skip"] = first.T @ x
+    if auxiliary is not None and auxiliary.alpha > 0:
+        rows = auxiliary.dead.nonzero().squeeze(1)
         if len(rows):
-            loss = loss + _add_auxk(parameters, gradients, centred, error, rows, auxk_k, auxk_alpha)
-    positive = values > 0
-    fired = torch.zeros(d_sae, dtype=torch.bool, device=x.device)
-    fired[indices[positive]] = True
-    return StepResult(gradients, loss, squared_error, variance, fired, positive.sum().to(x.dtype) / len(x))
+            loss = loss + _add_auxk(
+                parameters, gradients, centred, errors[:, -1], rows, auxiliary, is_signed, subtracts_b_dec
+            )
+    alive = codes.values != 0
+    fired = torch.zeros(len(W_dec), dtype=torch.bool, device=x.device)
+    fired[codes.indices[alive]] = True
+    return StepResult(gradients, loss, by_group[-1], variance, fired, alive.sum().to(x.dtype) / n)
+
+
+def _by_block(codes: RaggedCodes, widths: Sequence[int]) -> RaggedCodes:
+    """Returns the codes with one virtual row for every row and block of latents."""
+    ends = torch.tensor(widths, device=codes.indices.device)
+    rows = codes.rows() * len(widths) + torch.bucketize(codes.indices, ends, right=True)
+    order = torch.argsort(rows, stable=True)
+    n_virtual = codes.n_rows * len(widths)
+    return RaggedCodes.of_rows(rows[order], n_virtual, codes.indices[order], codes.values[order])
 
 
 def _latent_gradients(
-    values: Tensor, indices: Tensor, grad: Tensor, centred: Tensor, W_dec: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns ∂W_enc, ∂W_dec and ∂b_enc of codes whose decoding has gradient `grad`."""
-    layout = sparse.LatentLayout(indices, len(W_dec))
-    dvalues = sparse.code_gradients(grad, indices, W_dec) * (values > 0)
-    return layout.reduce(dvalues, centred), layout.reduce(values, grad), layout.reduce_values(dvalues)
+    codes: RaggedCodes, grad: Tensor, centred: Tensor, W_dec: Tensor, is_signed: bool
+) -> dict[str, Tensor]:
+    """Returns the gradients of W_enc, W_dec and b_enc for codes whose decoding has gradient `grad`."""
+    layout = sparse.LatentLayout(codes, len(W_dec))
+    dvalues = sparse.code_gradients(grad, codes, W_dec)
+    if not is_signed:
+        dvalues = dvalues * (codes.values > 0)
+    return {
+        "W_enc": layout.reduce(dvalues, centred, rows_per_dense=codes.n_rows // len(centred)),
+        "W_dec": layout.reduce(codes.values, grad),
+        "b_enc": layout.reduce_values(dvalues),
+    }
 
 
 def _add_auxk(
     parameters: Parameters,
-    gradients: Parameters,
+    gradients: dict[str, Tensor],
     centred: Tensor,
     error: Tensor,
     rows: Tensor,
-    auxk_k: int,
-    alpha: float,
+    auxiliary: Auxiliary,
+    is_signed: bool,
+    subtracts_b_dec: bool,
 ) -> Tensor:
     """Adds the auxiliary loss's gradients in place and returns its value; works on the dead latents alone."""
-    W_enc, W_dec = parameters.W_enc[rows], parameters.W_dec[rows]
-    values, indices = strongest_latents(centred, W_enc, parameters.b_enc[rows], min(auxk_k, len(rows)))
-    missing = error - sparse.decode(values, indices, W_dec)
-    variance = _total_variance(error)
-    grad = missing * (-2 * alpha / variance)
-    dW_enc, dW_dec, db_enc = _latent_gradients(values, indices, grad, centred, W_dec)
-    gradients.W_enc.index_add_(0, rows, dW_enc)
-    gradients.W_dec.index_add_(0, rows, dW_dec)
-    gradients.b_enc.index_add_(0, rows, db_enc)
-    gradients.b_dec.sub_(db_enc @ W_enc)
-    return alpha * missing.pow(2).sum() / variance
-
-
-def reference_loss(
-    parameters: Parameters,
-    x: Float[Tensor, "n d_in"],
-    k: int,
-    *,
-    dead: Bool[Tensor, " d_sae"] | None = None,
-    auxk_k: int = 0,
-    auxk_alpha: float = 0.0,
-) -> Float[Tensor, ""]:
-    """The same loss in dense, differentiable torch: every latent's column, `scatter` and two full products.
-
-    It is both what `sparse_step` is checked against and the dense step that the benchmark compares it with.
-    """
-    W_enc, W_dec, b_enc, b_dec = parameters
-    pre = torch.relu((x - b_dec) @ W_enc.T + b_enc)
-    top, indices = torch.topk(pre, k, dim=1, sorted=False)
-    dense = torch.zeros_like(pre).scatter(1, indices, top)
-    error = x - (dense @ W_dec + b_dec)
-    loss = error.pow(2).sum() / _total_variance(x)
-    if dead is not None and auxk_alpha > 0 and bool(dead.any()):
-        masked = torch.where(dead, pre, -torch.inf)
-        top, indices = torch.topk(masked, min(auxk_k, int(dead.sum())), dim=1, sorted=False)
-        revived = torch.zeros_like(pre).scatter(1, indices, top)
-        held = error.detach()
-        loss = loss + auxk_alpha * (held - revived @ W_dec).pow(2).sum() / _total_variance(held)
-    return loss
+    W_enc, W_dec = parameters["W_enc"][rows], parameters["W_dec"][rows]
+    choose = largest_latents if is_signed else strongest_latents
+    codes = RaggedCodes.of(*choose(centred, W_enc, parameters["b_enc"][rows], min(auxiliary.k, len(rows))))
+    missing = error - sparse.decode(codes, W_dec)
+    variance = total_variance(error)
+    grad = missing * (-2 * auxiliary.alpha / variance)
+    added = _latent_gradients(codes, grad, centred, W_dec, is_signed)
+    for name, value in added.items():
+        gradients[name].index_add_(0, rows, value)
+    if subtracts_b_dec:
+        gradients["b_dec"].sub_(added["b_enc"] @ W_enc)
+    return auxiliary.alpha * missing.pow(2).sum() / variance

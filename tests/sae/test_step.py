@@ -1,28 +1,21 @@
-"""The hand-written step has the loss and the gradients of the dense reference, in every corner."""
+"""The hand-written steps have the loss and the gradients of the dense reference, in every corner."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from sae import selection, sparse
-from sae.selection import select, strongest_latents
-from sae.step import Parameters, reference_loss, sparse_step
+from sae import SAEConfig, selection, sparse
+from sae.architectures import Architecture, Moment, architecture_of
+from sae.selection import latents_above, select, strongest_latents, strongest_of_batch
+from sae.sparse import RaggedCodes
 
-
-def parameters(d_in: int, d_sae: int, b_enc: float = 0.1, seed: int = 0) -> Parameters:
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    return Parameters(draw(d_sae, d_in), draw(d_sae, d_in), b_enc * draw(d_sae), 0.3 * draw(d_in))
-
-
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "plain": dict(n=33, d_in=12, d_sae=50, k=5),
-    "batch of one": dict(n=2, d_in=7, d_sae=11, k=3),
+    "batch of two": dict(n=2, d_in=7, d_sae=11, k=3),
     "odd widths": dict(n=17, d_in=13, d_sae=37, k=6),
     "every latent": dict(n=9, d_in=6, d_sae=8, k=8),
     "one latent a row": dict(n=21, d_in=5, d_sae=19, k=1),
@@ -32,56 +25,75 @@ CASES = {
     "few dead": dict(n=30, d_in=8, d_sae=40, k=4, dead=3, auxk_k=5),
     "many dead": dict(n=30, d_in=8, d_sae=40, k=4, dead=25, auxk_k=5),
     "dead without a positive value": dict(n=12, d_in=8, d_sae=20, k=4, dead=6, auxk_k=5, dead_shift=-100.0),
+    "b_dec only written": dict(n=14, d_in=8, d_sae=20, k=4, dead=6, auxk_k=5, apply_b_dec_to_input=False),
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "topk": dict(),
+    "batchtopk": dict(),
+    "matryoshka_batchtopk": dict(),
+    "abstopk": dict(),
+    "transcoder": dict(d_out=9),
+    "skip_transcoder": dict(d_out=9, activation="batchtopk"),
+    "crosscoder": dict(n_sites=3),
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_loss_and_gradients_equal_autograd_in_float64(name: str) -> None:
-    case = CASES[name]
-    weights = parameters(case["d_in"], case["d_sae"])
-    weights.b_enc.add_(case.get("shift", 0.0))
+def setting(kind: str, case: dict[str, Any]) -> tuple[Architecture, dict[str, Tensor], Tensor, Tensor, Moment]:
+    """Returns an architecture, random float64 weights, rows, targets and a moment."""
+    torch.manual_seed(0)
+    names = ("k", "d_in", "d_sae", "auxk_k", "apply_b_dec_to_input")
+    config = SAEConfig(architecture=kind, **KINDS[kind], **{name: case[name] for name in names if name in case})
+    architecture = architecture_of(config)
+    parameters = {
+        name: torch.randn(value.shape, dtype=torch.float64)
+        for name, value in architecture.initial(torch.Generator().manual_seed(0)).items()
+    }
+    parameters["b_enc"] = 0.1 * parameters["b_enc"] + case.get("shift", 0.0)
     if case.get("strong"):
-        weights.b_enc[3] += 50.0
+        parameters["b_enc"][3] += 50.0
     dead = None
     if "dead" in case:
         dead = torch.zeros(case["d_sae"], dtype=torch.bool)
         dead[torch.randperm(case["d_sae"])[: case["dead"]]] = True
-        weights.b_enc[dead] += case.get("dead_shift", 0.0)
-    x = torch.randn(case["n"], case["d_in"], dtype=torch.float64)
-    options = dict(dead=dead, auxk_k=case.get("auxk_k", 0), auxk_alpha=1 / 32 if dead is not None else 0.0)
+        parameters["b_enc"][dead] += case.get("dead_shift", 0.0)
+    x = torch.randn(case["n"], config.d_in * config.n_sites, dtype=torch.float64)
+    y = torch.randn(case["n"], config.output_width, dtype=torch.float64) if config.predicts_target else x
+    return architecture, parameters, x, y, Moment(5, 10, dead)
 
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", CASES)
+def test_loss_and_gradients_equal_autograd_in_float64(name: str, kind: str) -> None:
+    architecture, parameters, x, y, moment = setting(kind, CASES[name])
     torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN
     try:
-        result = sparse_step(weights, x, case["k"], **options)
+        result = architecture.step(parameters, x, y, moment)
     finally:
         torch.use_deterministic_algorithms(False)
-
-    leaves = Parameters(*(value.clone().requires_grad_() for value in weights))
-    loss = reference_loss(leaves, x, case["k"], **options)
-    loss.backward()
-    torch.testing.assert_close(result.loss, loss.detach(), rtol=1e-12, atol=1e-12)
-    for field, leaf in zip(Parameters._fields, leaves, strict=True):
-        torch.testing.assert_close(getattr(result.gradients, field), leaf.grad, rtol=1e-9, atol=1e-11, msg=field)
+    expected = Architecture.step(architecture, parameters, x, y, moment)
+    torch.testing.assert_close(result.loss, expected.loss, rtol=1e-12, atol=1e-12)
+    assert result.gradients.keys() == expected.gradients.keys()
+    for field, gradient in expected.gradients.items():
+        torch.testing.assert_close(result.gradients[field], gradient, rtol=1e-9, atol=1e-11, msg=field)
+    for statistic in ("squared_error", "variance", "l0"):
+        torch.testing.assert_close(getattr(result, statistic), getattr(expected, statistic), msg=statistic)
+    assert torch.equal(result.fired, expected.fired)
 
 
 def test_ties_are_broken_alike_in_step_and_reference() -> None:
-    weights = parameters(6, 10, b_enc=0.0)
-    weights.W_enc[5:] = weights.W_enc[:5]  # every pre-activation occurs twice
-    x = torch.randn(14, 6, dtype=torch.float64)
-    result = sparse_step(weights, x, 3)
-    leaves = Parameters(*(value.clone().requires_grad_() for value in weights))
-    loss = reference_loss(leaves, x, 3)
-    loss.backward()
-    torch.testing.assert_close(result.loss, loss.detach())
-    torch.testing.assert_close(result.gradients.W_enc, leaves.W_enc.grad)
+    architecture, parameters, x, y, moment = setting("topk", CASES["plain"])
+    parameters["W_enc"][25:] = parameters["W_enc"][:25]  # every pre-activation occurs twice
+    parameters["b_enc"][25:] = parameters["b_enc"][:25]
+    result = architecture.step(parameters, x, y, moment)
+    expected = Architecture.step(architecture, parameters, x, y, moment)
+    torch.testing.assert_close(result.loss, expected.loss)
+    torch.testing.assert_close(result.gradients["W_enc"], expected.gradients["W_enc"])
 
 
 def test_statistics_count_what_is_active() -> None:
-    weights = parameters(8, 30)
-    weights.b_enc.sub_(3.0)
-    x = torch.randn(50, 8, dtype=torch.float64)
-    result = sparse_step(weights, x, 6)
-    dense = torch.relu((x - weights.b_dec) @ weights.W_enc.T + weights.b_enc)
+    architecture, parameters, x, y, moment = setting("topk", dict(n=50, d_in=8, d_sae=30, k=6, shift=-3.0))
+    result = architecture.step(parameters, x, y, moment)
+    dense = torch.relu((x - parameters["b_dec"]) @ parameters["W_enc"].T + parameters["b_enc"])
     kept = dense * (dense >= dense.topk(6).values[:, -1:])
     assert result.l0.item() == pytest.approx((kept > 0).sum(1).double().mean().item())
     assert torch.equal(result.fired, (kept > 0).any(0))
@@ -89,24 +101,35 @@ def test_statistics_count_what_is_active() -> None:
 
 
 def test_constant_rows_give_a_finite_loss() -> None:
-    result = sparse_step(parameters(4, 9), torch.ones(6, 4, dtype=torch.float64), 2)
-    assert torch.isfinite(result.loss)
+    architecture, parameters, x, _, moment = setting("topk", CASES["plain"])
+    ones = torch.ones_like(x)
+    assert torch.isfinite(architecture.step(parameters, ones, ones, moment).loss)
 
 
 def test_decode_equals_the_dense_product_with_repeated_indices() -> None:
     values, indices = torch.randn(9, 4), torch.randint(0, 5, (9, 4))
     W = torch.randn(5, 7)
     dense = torch.zeros(9, 5).scatter_add(1, indices, values)
-    torch.testing.assert_close(sparse.decode(values, indices, W), dense @ W)
+    torch.testing.assert_close(sparse.decode(RaggedCodes.of(values, indices), W), dense @ W)
+
+
+def test_ragged_codes_decode_row_by_row() -> None:
+    rows, indices = torch.tensor([0, 0, 2, 2, 2, 5]), torch.tensor([1, 3, 0, 2, 4, 3])
+    values, W = torch.randn(6), torch.randn(5, 7)
+    codes = RaggedCodes.of_rows(rows, 7, indices, values)
+    dense = torch.zeros(7, 5).index_put((rows, indices), values)
+    torch.testing.assert_close(sparse.decode(codes, W), dense @ W)
+    assert torch.equal(codes.rows(), rows)
 
 
 def test_latent_layout_reduces_like_a_dense_product() -> None:
     values, indices = torch.randn(11, 3, dtype=torch.float64), torch.randint(0, 6, (11, 3))
     dense = torch.randn(11, 5, dtype=torch.float64)
     codes = torch.zeros(11, 6, dtype=torch.float64).scatter_add(1, indices, values)
-    layout = sparse.LatentLayout(indices, 6)
-    torch.testing.assert_close(layout.reduce(values, dense), codes.T @ dense)
-    torch.testing.assert_close(layout.reduce_values(values), codes.sum(0))
+    ragged = RaggedCodes.of(values, indices)
+    layout = sparse.LatentLayout(ragged, 6)
+    torch.testing.assert_close(layout.reduce(ragged.values, dense), codes.T @ dense)
+    torch.testing.assert_close(layout.reduce_values(ragged.values), codes.sum(0))
 
 
 def test_select_keeps_the_largest_and_clips_at_zero() -> None:
@@ -123,6 +146,31 @@ def test_selection_in_chunks_equals_selection_at_once(n: int, monkeypatch: pytes
     expected = select(centred @ W.T + b, 5)
     dense, wanted = (torch.zeros(n, 30).scatter(1, i, v) for v, i in ((values, indices), expected))
     torch.testing.assert_close(dense, wanted)
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0, -20.0])
+@pytest.mark.parametrize("n", [1, 64, 65, 700])
+def test_the_strongest_of_a_batch_are_the_largest_of_all(n: int, shift: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(selection.CHUNK_BYTES, "cpu", 1)
+    torch.manual_seed(n)
+    centred, W, b = torch.randn(n, 7), torch.randn(30, 7), torch.randn(30) + shift
+    centred[: n // 2] *= 10  # rows differ: the sampled ones mislead
+    codes = strongest_of_batch(centred, W, b, 5 * n)
+    pre = (centred @ W.T + b).flatten()
+    expected = pre.topk(5 * n).values
+    expected = expected[expected > 0]
+    torch.testing.assert_close(codes.values.sort(descending=True).values, expected)
+    torch.testing.assert_close(pre.view(n, 30)[codes.rows(), codes.indices], codes.values)
+
+
+def test_ties_at_the_edge_of_a_batch_leave_exactly_as_many_as_asked_for() -> None:
+    centred, W = torch.ones(10, 4), torch.ones(6, 4)  # all sixty pre-activations are equal
+    assert len(strongest_of_batch(centred, W, torch.zeros(6), 20).values) == 20
+
+
+def test_latents_above_a_threshold_are_strictly_above() -> None:
+    codes = latents_above(torch.eye(3), torch.eye(3), torch.zeros(3), torch.tensor([1.0, 0.5, 2.0]))
+    assert (codes.rows().tolist(), codes.indices.tolist()) == ([1], [1])
 
 
 SCREENED = {

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sae import SAE, SAEConfig, TrainConfig, evaluate, train
-from sae.trainer import rate
+from sae.learner import rate
 
 SUPPORT = Path(planted.__file__).parent
 TRUE = planted.directions()
@@ -201,7 +201,7 @@ def test_a_full_disk_is_named_and_leaves_the_last_checkpoint(tmp_path: Path, mon
             OSError, match=r"could not be written \(No space left on device; .* run again with --resume"
         ):
             train(config(tmp_path), planted.rows(256 * 40, TRUE), resume=True)
-    assert [path.name for path in state.parent.iterdir()] == ["state.safetensors"]
+    assert sorted(path.name for path in state.parent.iterdir()) == ["rows.safetensors", "state.safetensors"]
     assert state.read_bytes() == before
     train(config(tmp_path), planted.rows(256 * 40, TRUE), resume=True)
 

@@ -1,0 +1,63 @@
+"""BatchTopK: the n·k largest pre-activations of a batch of n rows (Bussmann et al. 2024, arXiv 2412.06410).
+
+Rows differ in how many latents they get. At inference a batch must not matter, so the smallest value that was kept,
+averaged over the last tenth of the run, becomes the threshold of a JumpReLU SAE, which is what is saved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sae.architectures.architecture import Moment
+from sae.architectures.topk import TopK
+from sae.config import SAEConfig
+from sae.selection import strongest_of_batch
+from sae.sparse import RaggedCodes
+from sae.step import Parameters, StepResult
+
+THRESHOLD_MEMORY_FRAC = 0.1
+
+
+class BatchTopK(TopK):
+    """k latents a row on average over the batch; finished as JumpReLU with one threshold for all latents."""
+
+    def __init__(self, config: SAEConfig) -> None:
+        super().__init__(config)
+        self.buffers["threshold"] = torch.zeros(())
+        self._kept: Tensor | None = None
+
+    def activate(self, parameters: Parameters, pre: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
+        count = self.k(moment) * len(pre)
+        smallest = pre.detach().flatten().topk(count, sorted=False).values.min().clamp(min=0)
+        self._kept = smallest
+        return torch.where(pre >= smallest, pre, 0).relu(), pre.new_zeros(())
+
+    def choose(self, parameters: Parameters, centred: Tensor, moment: Moment) -> RaggedCodes:
+        count = self.k(moment) * len(centred)
+        codes = strongest_of_batch(centred, parameters["W_enc"], parameters["b_enc"], count)
+        self._kept = codes.values.min() if len(codes.values) else None
+        return codes
+
+    def observe(self, result: StepResult, moment: Moment) -> None:
+        super().observe(result, moment)
+        if self._kept is not None:
+            # a plain mean at first, then a moving one
+            steps = min(moment.step + 1, max(1.0, THRESHOLD_MEMORY_FRAC * moment.steps))
+            self.buffers["threshold"] += (self._kept.float() - self.buffers["threshold"]) / steps
+
+    def finished(self, parameters: Parameters) -> tuple[SAEConfig, dict[str, Tensor]]:
+        config = self.config
+        threshold = self.buffers["threshold"].to(parameters["b_enc"]).expand(config.d_sae).clone()
+        tensors = {**parameters, "threshold": threshold}
+        return as_jumprelu(config), tensors
+
+
+def as_jumprelu(config: SAEConfig) -> SAEConfig:
+    """Returns the config under which an SAE trained on batches is saved."""
+    plain = replace(config, k=None, k_start=None, matryoshka_widths=None, sparsity_warmup_frac=None)
+    if config.activation is not None:
+        return replace(plain, activation="jumprelu")
+    return replace(plain, architecture="jumprelu")

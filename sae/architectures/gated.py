@@ -1,0 +1,47 @@
+"""Gated: one encoder decides which latents are active, its rescaled copy how much (Rajamanoharan et al. 2024,
+arXiv 2404.16014).
+
+    π = W_enc (x − b_dec) + b_gate        f = 1[π > 0] · ReLU(exp(r_mag) · W_enc (x − b_dec) + b_mag)
+    P = λ · mean Σ ReLU(π)  +  mean ‖x − x̂(ReLU(π))‖²,     the last with W_dec and b_dec held constant
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sae.architectures.architecture import Architecture, Forward, Moment, strongest_entries
+from sae.selection import Selection
+from sae.step import Parameters
+
+
+class Gated(Architecture):
+    """Gate and magnitude from shared weights."""
+
+    @property
+    def is_penalised(self) -> bool:
+        return True
+
+    def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
+        parameters = super().initial(generator)
+        zeros = parameters.pop("b_enc")
+        return {**parameters, "b_gate": zeros, "r_mag": zeros.clone(), "b_mag": zeros.clone()}
+
+    def forward(self, parameters: Parameters, x: Tensor, moment: Moment) -> Forward:
+        pre = self.pre_activations(parameters, self.centre(parameters, x))
+        gate = pre + parameters["b_gate"]
+        activations = self._activations(parameters, pre)
+        held = {name: value.detach() for name, value in parameters.items()}
+        error = x - self.write(held, gate.relu(), x)
+        penalty = self.coefficient(moment) * (gate.relu() * self.decoder_norms(held)).sum(1).mean()
+        return Forward(self.write(parameters, activations, x), activations, penalty + error.pow(2).sum(1).mean())
+
+    def _activations(self, parameters: Parameters, pre: Tensor) -> Tensor:
+        magnitude = (pre * parameters["r_mag"].exp() + parameters["b_mag"]).relu()
+        return torch.where(pre + parameters["b_gate"] > 0, magnitude, 0)
+
+    def revival_pre_activations(self, parameters: Parameters, x: Tensor) -> Tensor:
+        return self.pre_activations(parameters, self.centre(parameters, x)) + parameters["b_gate"]
+
+    def encode(self, parameters: Parameters, centred: Tensor) -> Selection:
+        return strongest_entries(self._activations(parameters, self.pre_activations(parameters, centred)))

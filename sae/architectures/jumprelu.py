@@ -1,0 +1,110 @@
+"""JumpReLU: each latent is active above a threshold of its own, which is learned through straight-through estimates.
+
+    f = z · H(z − θ),  z = W_enc (x − b_dec) + b_enc,  θ = exp(t) > 0;   K the rectangle of width ε around zero
+
+* `step` (Rajamanoharan et al. 2024, arXiv 2407.14435): P = λ · mean Σ H(z − θ). Only θ sees the steps:
+  ∂f/∂θ = −(θ/ε) K(z − θ),  ∂H/∂θ = −(1/ε) K(z − θ),  ∂f/∂z = H(z − θ).
+* `tanh` (Anthropic, January 2025 update): P = λ · mean Σ tanh(c · f · ‖d‖) + λ_p · mean Σ ReLU(θ − z) ‖d‖, where the
+  gradient of the step reaches z as well as θ and the penalty rises over the whole run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae.architectures.architecture import Architecture, Moment, padded, strongest_entries
+from sae.config import SAEConfig, default
+from sae.selection import Selection, latents_above
+from sae.step import Parameters
+
+
+class Jump(torch.autograd.Function):
+    """z · H(z − θ) with the rectangle's estimate of the step's gradient; `both` lets it reach z too."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float, both: bool) -> Tensor:
+        ctx.save_for_backward(z, threshold)
+        ctx.bandwidth, ctx.both = bandwidth, both
+        return z * (z > threshold)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (grad,) = grads
+        z, threshold = ctx.saved_tensors
+        edge = ((z - threshold).abs() < ctx.bandwidth / 2) * (threshold / ctx.bandwidth) * grad
+        through = (z > threshold) * grad
+        return through + edge if ctx.both else through, -edge.sum(0), None, None
+
+
+class Step(torch.autograd.Function):
+    """H(z − θ), whose estimated gradient reaches θ alone."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(z, threshold)
+        ctx.bandwidth = bandwidth
+        return (z > threshold).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
+        (grad,) = grads
+        z, threshold = ctx.saved_tensors
+        edge = ((z - threshold).abs() < ctx.bandwidth / 2) / ctx.bandwidth * grad
+        return None, -edge.sum(0), None
+
+
+class JumpReLU(Architecture):
+    """Learned thresholds; trained as their logarithms."""
+
+    def __init__(self, config: SAEConfig) -> None:
+        super().__init__(config)
+        self.is_anthropic = config.penalty == "tanh"
+        self.bandwidth = default(config.bandwidth, 2.0 if self.is_anthropic else 0.05)
+
+    initial_coefficient = 1.0
+
+    @property
+    def is_penalised(self) -> bool:
+        return True
+
+    def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
+        first = default(self.config.threshold_init, 0.1 if self.is_anthropic else 0.01)
+        return {**super().initial(generator), "log_threshold": torch.full((self.config.d_sae,), first).log()}
+
+    def adopt(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        parameters = super().adopt(tensors)
+        if "threshold" in tensors:
+            parameters["log_threshold"] = tensors["threshold"].clamp(min=1e-6).log()
+        return parameters
+
+    def activate(self, parameters: Parameters, pre: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
+        threshold = parameters["log_threshold"].exp()
+        if not self.is_anthropic:
+            pre = pre.relu()
+        activations: Tensor = Jump.apply(pre, threshold, self.bandwidth, self.is_anthropic)  # pyright: ignore
+        if self.is_anthropic:
+            norms = self.decoder_norms(parameters)
+            penalty = (default(self.config.tanh_scale, 4.0) * activations * norms).tanh().sum(1).mean()
+        else:
+            penalty = Step.apply(pre, threshold, self.bandwidth).sum(1).mean()  # pyright: ignore
+        penalty = self.coefficient(moment) * penalty
+        below = default(self.config.pre_activation_coefficient, 3e-6 if self.is_anthropic else 0.0)
+        if below:
+            norms = self.decoder_norms(parameters)
+            penalty = penalty + below * ((threshold - pre).relu() * norms).sum(1).mean()
+        return activations, penalty
+
+    def finished(self, parameters: Parameters) -> tuple[SAEConfig, dict[str, Tensor]]:
+        tensors = dict(parameters)
+        return self.config, {**tensors, "threshold": tensors.pop("log_threshold").exp()}
+
+    def encode(self, parameters: Parameters, centred: Tensor) -> Selection:
+        threshold = parameters["threshold"].clamp(min=0)
+        if torch.is_grad_enabled() or self.config.architecture == "clt":
+            pre = self.dense_pre_activations(parameters, centred)
+            return strongest_entries(torch.where(pre > threshold, pre, 0))
+        return padded(latents_above(centred, parameters["W_enc"], parameters["b_enc"], threshold))

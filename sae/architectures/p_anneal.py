@@ -1,0 +1,35 @@
+"""p-anneal: a ReLU SAE whose penalty turns from L1 towards L0 (Karvonen et al. 2024, arXiv 2408.00113, section 3.2).
+
+The penalty is Σ f^p with p falling linearly from 1, after the sparsity warm-up, to `penalty_exponent` at the run's end.
+It is scaled in each step so that its value is that of the L1 penalty: only its shape changes as p falls. The finished
+SAE is a `standard` one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from sae.architectures.architecture import Moment
+from sae.architectures.standard import Standard, power
+from sae.config import SAEConfig, default
+from sae.step import Parameters
+
+
+class PAnneal(Standard):
+    """Standard with a falling exponent."""
+
+    def exponent(self, moment: Moment) -> float:
+        """Returns p in this step."""
+        warmup = default(self.config.sparsity_warmup_frac, 0.1)
+        annealed = max(0.0, moment.progress - warmup) / max(1e-9, 1 - warmup)
+        return 1 + (default(self.config.penalty_exponent, 0.2) - 1) * annealed
+
+    def penalty(self, written: Tensor, moment: Moment) -> Tensor:
+        shaped = power(written, self.exponent(moment))
+        scale = written.detach().sum() / shaped.detach().sum().clamp(min=1e-12)
+        return shaped * scale
+
+    def finished(self, parameters: Parameters) -> tuple[SAEConfig, dict[str, Tensor]]:
+        return replace(self.config, architecture="standard", penalty=None, penalty_exponent=None), dict(parameters)
