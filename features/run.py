@@ -6,12 +6,13 @@ Enters: a `RunConfig` (a YAML file's sections). Leaves: the run folder
     store/                                        activations (`activations.store`)
     sae/<site>/<name>/                            finished SAEs, with metrics.json once evaluated
     state/<site>/<name>/                          each SAE's own training run, from which a killed one goes on
+    state/pass_<n>/                               the place in the rows of each pass over them
     metrics.jsonl                                 training metrics of all SAEs
     dictionary/<name>/                            dictionaries, explained
     report.json                                   the demo's report
 
-Every stage is skipped when it is finished and goes on where it stopped when it is not. A folder that holds a run of
-another config is refused.
+An SAE over several sites has them all in its folder's name, joined by `+`. Every stage is skipped when it is finished
+and goes on where it stopped when it is not. A folder that holds a run of another config is refused.
 """
 
 from __future__ import annotations
@@ -37,14 +38,17 @@ from features.explain import METHOD, ExplainConfig, ExplainReport, explain
 from features.index import IndexConfig, build_index, lasting_name
 from features.origin import check_site, data_of, model_of
 from features.store import write_json
-from sae import SAE, Metrics, TrainResult, TrainSection, train
+from features.training_run import Material, train_jobs
+from sae import SAE, Metrics, TrainResult, TrainSection
 
 if TYPE_CHECKING:
     from activations import ActivationStore, LanguageModel, TokenRows
     from sae.jobs import SAEJob
 
 DRAWN_FEATURES = 20
-FIXED_SECTIONS = ("model", "data", "harvest", "saes", "train")
+# what is held out, or left out of training, is no part of the store: asking for more of it keeps the store
+UNSTORED_DATA = ("heldout_tokens", "exclude_outlier_norms")
+FIXED_SECTIONS = ("model", "compare_model", "data", "harvest", "saes", "train")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,8 @@ class RunConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """The language model."""
+    compare_model: ModelConfig | None = None
+    """A second model with the same tokenizer, in which sites written `compare:SITE` are read (crosscoders)."""
     data: DataConfig = field(default_factory=DataConfig)
     """The text."""
     harvest: HarvestConfig = field(default_factory=HarvestConfig)
@@ -80,9 +86,12 @@ class _Run:
 
     @cached_property
     def lm(self) -> LanguageModel:
-        from activations import LanguageModel
+        from activations import LanguageModel, ModelPair
 
-        return LanguageModel.from_config(self.config.model)
+        lm = LanguageModel.from_config(self.config.model)
+        if self.config.compare_model is None:
+            return lm
+        return ModelPair(lm, LanguageModel.from_config(self.config.compare_model))
 
     @cached_property
     def rows(self) -> TokenRows:
@@ -98,6 +107,10 @@ class _Run:
 
     def width(self, site: str) -> int:
         """Width of the rows at a site or module path; ValueError names the nearest that the model has."""
+        if site.startswith("compare:") and self.config.compare_model is None:
+            raise ValueError(
+                f"site {site!r} is read in a second model, and the config names none: set compare_model.name"
+            )
         return self.lm.site_width(site)
 
     def begin(self) -> None:
@@ -119,18 +132,41 @@ class _Run:
         os.replace(partial, path)
 
     def write_provenance(self) -> None:
-        from sae.trainer import provenance
+        from sae.provenance import provenance
 
         facts = provenance(self.config.train.seed, _metadata(self, None))
+        if self.norm_limits:
+            facts["norm_limits"] = self.norm_limits
         seeds = {"train": self.config.train.seed, "index": self.config.index.seed, "explain": self.config.explain.seed}
         write_json(self.out / "provenance.json", facts | {"data_sha256": self.rows.fingerprint(), "seeds": seeds})
 
+    @cached_property
+    def norm_limits(self) -> dict[str, float]:
+        """The largest norm of a row at each site that an SAE reads or writes; empty where all rows are kept."""
+        from activations import norm_limits
+
+        data = self.config.data
+        if data.exclude_outlier_norms is None:
+            return {}
+        sites = list(dict.fromkeys(site for job in self.jobs for site in job.all_sites))
+        return norm_limits(
+            self.lm,
+            self.rows,
+            sites,
+            data.exclude_outlier_norms,
+            self.config.harvest.batch_tokens,
+            data.exclude_special_tokens,
+        )
+
     def sae_path(self, job: SAEJob) -> Path:
-        return self.out / "sae" / job.site / job.name
+        return self.out / "sae" / job.folder / job.name
+
+    def state_path(self, job: SAEJob) -> Path:
+        return self.out / "state" / job.folder / job.name
 
     def dictionary_path(self, job: SAEJob) -> Path:
         several = sum(other.name == job.name for other in self.jobs) > 1
-        return self.out / "dictionary" / (f"{job.site}_{job.name}" if several else job.name)
+        return self.out / "dictionary" / (f"{job.folder}_{job.name}" if several else job.name)
 
     # Stages
 
@@ -151,36 +187,26 @@ class _Run:
             self.out / "store",
             sites=sites,
             exclude_special_tokens=self.config.data.exclude_special_tokens,
-            # what is held out is no part of the store: asking for more of it later keeps the store
-            provenance={"data": {k: v for k, v in asdict(self.config.data).items() if k != "heldout_tokens"}},
+            provenance=self._store_provenance(),
         )
 
-    def train(self, job: SAEJob, store: ActivationStore | None, resume: bool) -> TrainResult:
-        """Trains one SAE and puts it into the run's `sae` folder."""
-        from activations import stream
+    def _store_provenance(self) -> dict[str, Any]:
+        data = asdict(self.config.data)
+        facts: dict[str, Any] = {"data": {key: data[key] for key in data if key not in UNSTORED_DATA}}
+        return facts | _second_model(self.lm)
 
-        settings = self.config.train
-        if store is not None:
-            rows: Any = store.rows(job.site, seed=job.settings.seed, epochs=None)
-            available = store.n_rows
-        else:
-            data = self.config.data
-            rows = stream(
-                self.lm,
-                self.rows,
-                job.site,
-                self.config.harvest,
-                seed=job.settings.seed,
-                epochs=None,
-                exclude_special_tokens=data.exclude_special_tokens,
-            )
-            kept = self.rows.trained_mask(self.lm.special_ids if data.exclude_special_tokens else ())
-            available = int(np.count_nonzero(kept))
-        total = settings.total_rows or int(available * settings.epochs)
-        config = job.train_config(total, str(self.out / "state" / job.site / job.name))
-        result = train(config, rows, resume=resume, metadata=_metadata(self, job))
-        _copy_folder(result.path, self.sae_path(job))
-        return replace(result, path=self.sae_path(job))
+    def train(self, store: ActivationStore | None, resume: bool) -> list[TrainResult]:
+        """Trains every SAE and puts it into the run's `sae` folder."""
+        config = self.config
+        material = Material(self.lm, self.rows, store, config.data, config.harvest, self.norm_limits)
+        metadata = {(job.folder, job.name): _metadata(self, job) for job in self.jobs}
+        results = train_jobs(self.jobs, material, config.train, self.out / "state", metadata, resume)
+        moved = []
+        for job in self.jobs:
+            result = results[job.folder, job.name]
+            _copy_folder(result.path, self.sae_path(job))
+            moved.append(replace(result, path=self.sae_path(job)))
+        return moved
 
     def load_sae(self, job: SAEJob) -> SAE:
         path = self.sae_path(job)
@@ -244,14 +270,14 @@ def run_train(config: RunConfig, resume: bool = False) -> list[TrainResult]:
     run = _Run(config)
     run.begin()
     for job in run.jobs:
-        if not resume and ((run.out / "state" / job.site / job.name).exists() or run.sae_path(job).exists()):
+        if not resume and (run.state_path(job).exists() or run.sae_path(job).exists()):
             raise FileExistsError(
-                f"{run.out} already holds training of {job.site}/{job.name}, expected none: pass --resume to go on, "
+                f"{run.out} already holds training of {job.folder}/{job.name}, expected none: pass --resume to go on, "
                 "or choose another out"
             )
     run.write_provenance()
     store = run.harvest()
-    results = [run.train(job, store, resume) for job in run.jobs]
+    results = run.train(store, resume)
     _join_metrics(run)
     return results
 
@@ -328,13 +354,13 @@ def run_demo(config: RunConfig) -> DemoReport:
     measured: list[Metrics] = []
     explained: list[ExplainReport | None] = []
     dictionaries: list[Dictionary] = []
+    with run.stage("train") as stage:
+        finished = all((run.sae_path(job) / "cfg.json").exists() for job in jobs)
+        run.train(store, resume=True)
+        stage.is_done(tokens_of, finished and stage.of == tokens_of)
+    timings["train"] = stage.seconds
     for job in jobs:
-        suffix = "" if len(jobs) == 1 else f" {job.site}/{job.name}"
-        with run.stage(f"train{suffix}") as stage:
-            finished = (run.sae_path(job) / "cfg.json").exists()
-            run.train(job, store, resume=True)
-            stage.is_done(tokens_of, finished and stage.of == tokens_of)
-        timings[f"train{suffix}"] = stage.seconds
+        suffix = "" if len(jobs) == 1 else f" {job.folder}/{job.name}"
         with run.stage(f"evaluate{suffix}") as stage:
             path = run.sae_path(job)
             weights = str((path / "cfg.json").stat().st_mtime_ns)
@@ -380,7 +406,7 @@ def _recipe(run: _Run, job: SAEJob, dictionary: Dictionary) -> str:
     k = f", k={job.sae.k}" if job.sae.k else ""
     rows = config.train.total_rows or f"{config.train.epochs:g} × {run.rows.n_tokens:,}"
     return (
-        f"{job.sae.architecture} SAE with {job.sae.d_sae:,} latents{k} at {job.site} of model "
+        f"{job.sae.architecture} SAE with {job.sae.d_sae:,} latents{k} at {job.folder} of model "
         f"{config.model.name}, trained on {rows} activations (batches of {job.settings.batch_rows:,}, "
         f"seed {job.settings.seed}) of text from {config.data.source}; measured on {config.data.heldout_tokens:,} "
         f"tokens of documents never trained on; {dictionary.info['n_indexed_tokens']:,} tokens indexed."
@@ -395,16 +421,37 @@ def _metadata(run: _Run, job: SAEJob | None) -> dict[str, Any]:
         "model_weight_hash": run.lm.weight_hash(),
         "data": asdict(run.config.data) | {"source": lasting_name(run.config.data.source)},
     }
-    if job is not None:
-        facts |= {"site": job.site, "name": job.name, "training_architecture": job.sae.architecture}
+    if job is None:
+        return facts
+    facts |= {"site": job.site, "name": job.name}
+    if len(job.wiring.sites) > 1:
+        facts["sites"] = list(job.wiring.sites)
+    if job.wiring.target_sites:
+        facts["target_sites"] = list(job.wiring.target_sites)
+    if any(site.startswith("compare:") for site in job.all_sites):
+        facts |= _second_model(run.lm)
+    if run.norm_limits:
+        facts["norm_limits"] = {site: run.norm_limits[site] for site in job.all_sites}
     return facts
+
+
+def _second_model(lm: LanguageModel) -> dict[str, Any]:
+    """What a store or an SAE says about the model that `compare:` sites are read in."""
+    second = getattr(lm, "second", None)
+    if second is None:
+        return {}
+    return {
+        "compare_model_name": lasting_name(second.name),
+        "compare_model_revision": second.revision,
+        "compare_model_weight_hash": second.weight_hash(),
+    }
 
 
 def _refuse_difference(out: Path, section: str, saved: Any, wanted: Any) -> None:
     if saved == wanted:
         return
     key, before, now = section, saved, wanted
-    if not isinstance(saved, list):
+    if not isinstance(saved, list) and saved is not None and wanted is not None:
         before_all, now_all = asdict(saved), asdict(wanted)
         name = next(name for name in before_all if before_all[name] != now_all[name])
         key, before, now = f"{section}.{name}", before_all[name], now_all[name]
@@ -427,9 +474,9 @@ def _join_metrics(run: _Run) -> None:
     """Gathers the training metrics of all SAEs in the run's metrics.jsonl."""
     lines = []
     for job in run.jobs:
-        path = run.out / "state" / job.site / job.name / "metrics.jsonl"
+        path = run.state_path(job) / "metrics.jsonl"
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            lines.append(json.dumps({"sae": f"{job.site}/{job.name}", **json.loads(line)}) + "\n")
+            lines.append(json.dumps({"sae": f"{job.folder}/{job.name}", **json.loads(line)}) + "\n")
     partial = run.out / "metrics.jsonl.partial"
     partial.write_text("".join(lines), encoding="utf-8")
     os.replace(partial, run.out / "metrics.jsonl")
