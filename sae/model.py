@@ -7,7 +7,7 @@ each is in `sae.architectures`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -148,30 +148,55 @@ class SAE(nn.Module):
         return formats.save(self, Path(path), format)
 
     @classmethod
-    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> SAE:
-        """Opens an SAE folder of any supported format, recognised from its files.
+    def load(
+        cls,
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        *,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        input_scale: float | Sequence[float] | None = None,
+    ) -> SAE:
+        """Opens an SAE of any supported format, recognised from its files: a local folder or file, or a hub repository.
+
+        `subfolder` chooses among several, `revision` a state of the repository. `input_scale` folds in the factor by
+        which activations were multiplied in training, for the formats that leave it to the user.
 
         Raises:
-            FileNotFoundError: no such folder, or no SAE in it.
-            ValueError: files of an unknown or damaged format; the message names the field or tensor.
+            FileNotFoundError: no such folder or repository, or no SAE in it.
+            OSError: the hub cannot be reached.
+            ValueError: files of an unknown or damaged format (the message names the field or tensor), or several SAEs.
         """
         from sae import formats
 
-        return formats.load(Path(path)).to(device)
+        return formats.load(path, subfolder, revision, input_scale).to(device)
+
+    def push_to_hub(
+        self, name: str, *, format: str = "saelens", subfolder: str | None = None, private: bool = False
+    ) -> str:
+        """Uploads the SAE with a model card to the hub repository `name` (`org/name`) and returns the commit's address.
+
+        Raises:
+            OSError: the hub cannot be reached.
+            ValueError: a name of another form, or a format that cannot hold this architecture.
+        """
+        from sae import formats
+
+        return formats.push(self, name, format=format, subfolder=subfolder, private=private)
 
 
 def normalized(
     rows: Float[Tensor, "n d"], config: SAEConfig
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"] | None, Float[Tensor, " n"] | None]:
-    """Returns rows under the config's row-wise normalisation, and what each was divided by and shifted by (or None)."""
+    """Returns rows under the config's row-wise normalisation, and the scale and shift that undo it (or None)."""
     if config.normalize_activations == "constant_norm_rescale":
         scale = rows.norm(dim=1).clamp(min=1e-12) / rows.shape[1] ** 0.5
         return rows / scale[:, None], scale, None
     if config.normalize_activations == "layer_norm":
         shift = rows.mean(1)
         moved = rows - shift[:, None]
-        scale = moved.std(1) + LAYER_NORM_EPSILON
-        return moved / scale[:, None], scale, shift
+        scale = moved.std(1)  # undone without the epsilon, as other projects do
+        return moved / (scale + LAYER_NORM_EPSILON)[:, None], scale, shift
     return rows, None, None
 
 
