@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def model_of(sae: SAE, folder: Path, model: str | None) -> LanguageModel:
-    """The model an SAE was trained on, or the one given instead."""
+    """The model an SAE was trained on, or the one given instead; with the second one where the SAE compares two."""
     from activations import LanguageModel
 
     name = model or sae.metadata.get("model_name")
@@ -29,7 +29,26 @@ def model_of(sae: SAE, folder: Path, model: str | None) -> LanguageModel:
             f"model {name} has weight hash {lm.weight_hash()[:12]}, the SAE at {folder} was trained on "
             f"{recorded[:12]}: give the same model with --model"
         )
-    return lm
+    return with_second_model(sae, folder, lm)
+
+
+def with_second_model(sae: SAE, folder: Path, lm: LanguageModel) -> LanguageModel:
+    """The model that also answers for the SAE's `compare:` sites, where it has any."""
+    from activations import LanguageModel, ModelPair
+
+    if isinstance(lm, ModelPair) or not any(site.startswith("compare:") for site in (*sae.sites, *sae.target_sites)):
+        return lm
+    name = sae.metadata.get("compare_model_name")
+    if not name:
+        raise ValueError(f"the SAE at {folder} compares two models and names one, expected compare_model_name: add it")
+    second = LanguageModel.load(str(name), revision=sae.metadata.get("compare_model_revision"))
+    recorded = sae.metadata.get("compare_model_weight_hash")
+    if recorded and second.weight_hash() != recorded:
+        raise ValueError(
+            f"model {name} has weight hash {second.weight_hash()[:12]}, the SAE at {folder} was trained on "
+            f"{recorded[:12]}: restore the compared model"
+        )
+    return ModelPair(lm, second)
 
 
 def data_of(sae: SAE, folder: Path, data: str | None) -> DataConfig:
@@ -44,11 +63,19 @@ def data_of(sae: SAE, folder: Path, data: str | None) -> DataConfig:
 
 
 def check_site(sae: SAE, lm: LanguageModel, folder: Path) -> None:
-    if not lm.has_site(sae.site):
-        raise ValueError(f"the SAE at {folder} reads {sae.site}, which {lm.name} does not have: give its own model")
-    width = lm.site_width(sae.site)
-    if width != sae.config.d_in:
+    """ValueError if the model lacks a site that the SAE reads or writes, or has another width there."""
+    if not sae.metadata.get("target_sites") and sae.config.predicts_target:
         raise ValueError(
-            f"the SAE at {folder} has d_in={sae.config.d_in}, {lm.name} has width {width} at {sae.site}: "
-            "give the model it was trained on"
+            f"the SAE at {folder} does not name what it writes, expected target_sites in its metadata: add it"
         )
+    reads = [(site, "d_in", sae.config.d_in, "reads") for site in sae.sites]
+    writes = [(site, "d_out", sae.config.output_width, "writes") for site in sae.target_sites]
+    for site, key, expected, verb in (*reads, *writes):
+        if not lm.has_site(site):
+            raise ValueError(f"the SAE at {folder} {verb} {site}, which {lm.name} does not have: give its own model")
+        width = lm.site_width(site)
+        if width != expected:
+            raise ValueError(
+                f"the SAE at {folder} has {key}={expected}, {lm.name} has width {width} at {site}: "
+                "give the model it was trained on"
+            )
