@@ -30,13 +30,10 @@ def read(file: Path) -> Reading:
     tensors, settings = read_tensors(file), _settings(file.parent)
     d_sae, d_out = width_of(tensors, "b_enc", file), width_of(tensors, "b_dec", file)
     encoder = tensors.get("W_enc")
-    d_in = d_out
-    if isinstance(encoder, Tensor) and encoder.ndim == 2:
-        turned = encoder.shape[0] != d_sae and encoder.shape[1] == d_sae
-        tensors["W_enc"] = encoder.T if turned else encoder
-        d_in = tensors["W_enc"].shape[1]
-    shapes = {"W_enc": (d_sae, d_in), "W_dec": (d_sae, d_out), "b_enc": (d_sae,), "b_dec": (d_out,)}
-    shapes |= {name: shape for name, shape in ((_THRESHOLD, (d_sae,)), ("W_skip", (d_out, d_in))) if name in tensors}
+    if isinstance(encoder, Tensor) and encoder.shape == (d_out, d_sae) and d_out != d_sae:
+        tensors["W_enc"] = encoder.T
+    shapes = {"W_enc": (d_sae, d_out), "W_dec": (d_sae, d_out), "b_enc": (d_sae,), "b_dec": (d_out,)}
+    shapes |= {name: shape for name, shape in ((_THRESHOLD, (d_sae,)), ("W_skip", (d_out, d_out))) if name in tensors}
     extra = sorted(set(tensors) - set(shapes) - {"k"})
     if extra:
         raise ValueError(f"{file} holds {', '.join(extra)}, expected {', '.join(shapes)}: it is no such transcoder")
@@ -44,7 +41,7 @@ def read(file: Path) -> Reading:
     config: dict[str, Any] = {
         "architecture": "skip_transcoder" if "W_skip" in taken else "transcoder",
         "activation": "relu",
-        "d_in": d_in,
+        "d_in": d_out,
         "d_sae": d_sae,
         "d_out": d_out,
         "apply_b_dec_to_input": False,

@@ -117,7 +117,7 @@ def _threshold(tensors: dict[str, Any], decoder: Tensor, file: Path) -> Tensor:
     kind = tensors.get("code_normalization_id")
     name = _CODE_NORMS.get(int(kind.item())) if isinstance(kind, Tensor) and kind.numel() == 1 else "crosscoder"
     threshold = tensors["threshold"]
-    if name not in ("crosscoder", "sae", "none") or threshold.numel() != 1:
+    if name not in ("crosscoder", "sae", "none") or threshold.ndim:
         raise ValueError(
             f"{file} normalises codes as `{name}` with {threshold.numel()} thresholds, expected crosscoder, sae or "
             "none with one: such crosscoders cannot be opened"

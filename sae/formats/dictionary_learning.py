@@ -86,6 +86,7 @@ def read(file: Path) -> Reading:
     }
     if architecture == "topk":
         config["k"] = _k(state, trainer, where)
+        take(state, {"threshold": ()} if "threshold" in state else {}, file, name)
     elif architecture == "jumprelu" and "threshold" not in tensors:
         tensors["threshold"] = _threshold(state, file).expand(d_sae).clone()
     if factor is not None:
@@ -124,7 +125,7 @@ def _k(state: dict[str, Any], trainer: dict[str, Any], where: Path) -> int:
 
 def _threshold(state: dict[str, Any], file: Path) -> Tensor:
     threshold = state.get("threshold")
-    if not isinstance(threshold, Tensor) or threshold.numel() != 1:
+    if not isinstance(threshold, Tensor) or threshold.ndim:
         raise ValueError(f"{file} holds no scalar threshold, expected the one learned for inference: give a later file")
     if threshold.item() < 0:
         raise ValueError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -115,7 +116,7 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:  # numpy leaves its own open
             return {name: torch.from_numpy(np.array(archive[name])) for name in archive.files}
     except ValueError as error:
         if "pickle" in str(error):
@@ -129,12 +130,8 @@ def _read_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        words = str(error)
-        if "Unsupported" in words or "GLOBAL" in words or "weights_only" in words:
-            found = [word.strip("`'\",.:") for word in words.split() if "." in word.strip("`'\",.:")]
-            name = next((word for word in found if word.replace(".", "").replace("_", "").isalnum()), "an object")
-            if "invalid load key" not in words:
-                raise _needs_pickle(path, name) from error
+        if found := re.search(r"GLOBAL ([\w.]+)|Unsupported operand", str(error)):
+            raise _needs_pickle(path, found[1] or "an unknown operation") from error
         raise ValueError(f"{path} is no whole file of tensors ({_one_line(error)}): copy it again") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is no whole file of tensors ({_one_line(error)}): copy it again") from error

@@ -86,8 +86,7 @@ def _take(tensors: dict[str, Any], file: Path, width: int | None) -> dict[str, T
         raise ValueError(
             f"{file} holds {d_sae} latents, expected {width} by {CONFIG}: the files do not belong together"
         )
-    encoder = tensors.get("W_enc")
-    d_in = encoder.shape[0] if isinstance(encoder, Tensor) and encoder.ndim == 2 else d_out
+    d_in = d_out  # in all releases, transcoders too
     vectors = {"b_enc": (d_sae,), "b_dec": (d_out,), "threshold": (d_sae,)}
     taken = take(tensors, {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_out), **vectors}, file)
     taken["W_enc"] = taken["W_enc"].T.contiguous()
@@ -96,11 +95,6 @@ def _take(tensors: dict[str, Any], file: Path, width: int | None) -> dict[str, T
 
 def _reading(config: dict[str, Any], tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Reading:
     d_sae, d_in = tensors["W_enc"].shape
-    if config["architecture"] == "jumprelu" and tensors["b_dec"].shape[0] != d_in:
-        raise ValueError(
-            f"W_enc reads {d_in} values, b_dec writes {tensors['b_dec'].shape[0]}, expected an SAE of one width: the "
-            "tensors do not belong together"
-        )
     config |= {"d_in": d_in, "d_sae": d_sae, "apply_b_dec_to_input": False, "normalize_activations": "none"}
     return Reading(config, tensors, known(**metadata, data={"context_tokens": 1024, "prepend_bos": True}))
 
@@ -117,15 +111,13 @@ def _read_clt(folder: Path, metadata: dict[str, Any], source: str | None, target
     for layer, file in enumerate(files):
         tensors = read_tensors(file)
         d_sae, d_out = width_of(tensors, "b_enc", file), width_of(tensors, "b_dec", file)
-        encoder = tensors.get("w_enc")
-        d_in = encoder.shape[0] if isinstance(encoder, Tensor) and encoder.ndim == 2 else d_out
         skip = tensors.get("affine_skip_connection")
         if isinstance(skip, Tensor) and bool(skip.any()):
             raise ValueError(
                 f"{file} holds affine_skip_connection, expected a cross-layer transcoder without: take the variant "
                 "whose name lacks `affine`"
             )
-        shapes = {"w_enc": (d_in, d_sae), "w_dec": (d_sae, n_sites, d_out), "b_enc": (d_sae,), "b_dec": (d_out,)}
+        shapes = {"w_enc": (d_out, d_sae), "w_dec": (d_sae, n_sites, d_out), "b_enc": (d_sae,), "b_dec": (d_out,)}
         taken = take(tensors, {**shapes, "threshold": (d_sae,)}, file)
         taken["w_dec"][:, :layer] = 0
         parts.append(taken)

@@ -132,14 +132,12 @@ def _scales(
     for side, hook in (("in", source), ("out", target if target is not None else source)):
         stored = tensors.get(f"{_NORMS}.{hook}")
         value = (
-            stored.item()
-            if isinstance(stored, Tensor) and stored.numel() == 1
-            else recorded.get(hook, recorded.get(side))
+            stored.item() if isinstance(stored, Tensor) and not stored.ndim else recorded.get(hook, recorded.get(side))
         )
         if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
             raise ValueError(
-                f"{where} says norm_activation='dataset-wise', but neither file records {_NORMS} for {hook}: fold the "
-                "norms in when saving"
+                f"{where} says norm_activation='dataset-wise', expected one number in {_NORMS} for "
+                f"{hook}: fold the norms in when saving"
             )
         norms.append(float(value))
     return d_in**0.5 / norms[0], d_in**0.5 / norms[1]

@@ -167,7 +167,9 @@ def _tensors(tensors: dict[str, Any], config: dict[str, Any], trained: bool, whe
     tensors = dict(tensors)
     thresholded = "jumprelu" in (config["architecture"], config.get("activation"))
     if trained and "topk_threshold" in tensors:
-        tensors["threshold"] = tensors.pop("topk_threshold").float().reshape(1).expand(d_sae)
+        threshold = take(tensors, {"topk_threshold": ()}, where, CONFIG)["topk_threshold"]
+        tensors = {name: value for name, value in tensors.items() if name != "topk_threshold"}
+        tensors["threshold"] = threshold.expand(d_sae)
     if thresholded and "log_threshold" in tensors:
         tensors["threshold"] = tensors.pop("log_threshold").float().exp()
     shapes: dict[str, tuple[int, ...]] = {"W_dec": (d_sae, d_out * n_sites), "b_dec": (d_out * n_sites,)}
