@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from features import labels, search
+from features import labels, search, wiring
 from features.labels import Explanation
 from features.search import SearchHit
 from features.store import Store
@@ -154,7 +154,7 @@ class ActiveFeature:
     total: float
     """Sum of its activations, each as a share of the feature's maximum."""
     max_activation: float
-    """Largest activation on the text."""
+    """Largest activation on the text (by its size)."""
     token: int
     """Index of the token where it is largest."""
     explanation: str
@@ -191,6 +191,8 @@ class Dictionary:
         self.name = str(self.info["name"])
         self.n_features = int(self.info["n_features"])
         self.site = str(self.info["site"])
+        self.sites = [str(site) for site in self.info.get("sites") or [self.site]]
+        self.target_sites = [str(site) for site in self.info.get("target_sites") or self.sites]
         self._model = model
         self._lm: LanguageModel | None = None
         self._sae: SAE | None = None
@@ -239,6 +241,7 @@ class Dictionary:
             lm = self._lm
             if lm is None:
                 from activations import LanguageModel
+                from features.origin import with_second_model
 
                 recorded = self.info["model"]
                 model = self._model if self._model is not None else recorded["name"]
@@ -251,6 +254,7 @@ class Dictionary:
                         f"model {lm.name} has weight hash {lm.weight_hash()[:12]}, dictionary {self.name} was built "
                         f"with {recorded['weight_hash'][:12]} ({recorded['name']}): open it with that model"
                     )
+                lm = with_second_model(self.sae, self.store.build / "sae", lm)
                 self.sae.to(lm.device)
                 self._lm = lm
             return lm
@@ -372,7 +376,8 @@ class Dictionary:
     def active_on(self, text: str, top: int = 10) -> ActiveFeatures:
         """Runs the model on `text`: each token's strongest features, and the features ranked over the text.
 
-        The rank is the sum of activations, each as a share of the feature's maximum. Loads the model.
+        The rank is the sum of activations (of their sizes, where they may be negative), each as a share of the
+        feature's maximum. Loads the model.
         """
         import torch
 
@@ -384,8 +389,8 @@ class Dictionary:
         if not bool(real.any()):
             raise ValueError("the text has no tokens, expected at least one: write some text")
         with torch.no_grad():
-            x = lm.capture(batch.tokens, batch.mask, [self.site])[self.site][0][real]
-            codes = sae.encode(x)
+            captured = lm.capture(batch.tokens, batch.mask, self.sites)
+            codes = wiring.encode_sites(sae, {site: x[0][real].flatten(1) for site, x in captured.items()})
         ids = batch.tokens[0][real].tolist()
         values, indices = codes.values.float().cpu().numpy(), codes.indices.cpu().numpy()
         special = lm.special_ids if self.info["exclude_special_tokens"] else frozenset()
@@ -394,14 +399,14 @@ class Dictionary:
         totals: dict[int, list[float]] = {}
         for place, token in enumerate(ids):
             kept = (indices[place] >= 0) & (values[place] != 0) & (token not in special)
-            order = np.argsort(-values[place][kept], kind="stable")
+            order = np.argsort(-np.abs(values[place][kept]), kind="stable")
             entries = [(int(indices[place][kept][i]), float(values[place][kept][i])) for i in order]
             per_token.append(entries)
             for index, value in entries:
                 scale = float(maxima[index])
-                entry = totals.setdefault(index, [0.0, -np.inf, place])
-                entry[0] += value / scale if scale > 0 else 0.0
-                if value > entry[1]:
+                entry = totals.setdefault(index, [0.0, 0.0, place])
+                entry[0] += abs(value) / scale if scale > 0 else 0.0
+                if abs(value) > abs(entry[1]):
                     entry[1], entry[2] = value, place
         strongest = sorted(totals.items(), key=lambda item: (-item[1][0], item[0]))[:top]
         texts = self.explanations_of([index for index, _ in strongest])

@@ -125,12 +125,13 @@ def _feature_rows(
     local = events.features - events.first
     counts = events.counts
     divisor = np.maximum(counts, 1)
-    mean = np.bincount(local, events.activations, minlength=n) / divisor
-    centred = events.activations - mean[local]
+    sizes = np.abs(events.activations)
+    mean = np.bincount(local, sizes, minlength=n) / divisor
+    centred = sizes - mean[local]
     variance = np.bincount(local, centred * centred, minlength=n) / divisor
     largest = np.zeros(n, dtype=np.float32)
     alive = counts > 0
-    largest[alive] = np.maximum.reduceat(events.activations, events.starts[alive]) if alive.any() else 0
+    largest[alive] = np.maximum.reduceat(sizes, events.starts[alive]) if alive.any() else 0
     new_document = np.ones(local.size, dtype=bool)
     new_document[1:] = (documents[1:] != documents[:-1]) | (local[1:] != local[:-1])
     return pa.table(
@@ -168,7 +169,8 @@ def _histogram_rows(events: EventRange, max_bins: int) -> pa.Table:
     n_bins = N_BINS
     n = events.last - events.first
     local = (events.features - events.first).astype(np.int64)
-    counts = np.bincount(local * n_bins + histogram_bins(events.activations), minlength=n * n_bins).reshape(n, n_bins)
+    bins = histogram_bins(np.abs(events.activations))
+    counts = np.bincount(local * n_bins + bins, minlength=n * n_bins).reshape(n, n_bins)
     highest = n_bins - 1 - np.argmax(counts[:, ::-1] > 0, axis=1)
     lowest_kept = np.maximum(highest - max_bins + 1, 0)
     column = np.arange(n_bins)
@@ -209,11 +211,12 @@ def group_events(keys: np.ndarray, weights: np.ndarray, n_keys: int) -> tuple[np
 
 def _token_rows(events: EventRange, tokens: np.ndarray, vocab: int, limit: int) -> pa.Table:
     local = (events.features - events.first).astype(np.int64)
+    sizes = np.abs(events.activations)
     keys, counts, mass = group_events(
-        local * vocab + tokens[events.ordinals], events.activations, (events.last - events.first) * vocab
+        local * vocab + tokens[events.ordinals], sizes, (events.last - events.first) * vocab
     )
     feature, token = keys // vocab, keys % vocab
-    total = np.bincount(local, events.activations, minlength=events.last - events.first)
+    total = np.bincount(local, sizes, minlength=events.last - events.first)
     share = (mass / np.where(total == 0, 1, total)[feature]).astype(np.float32)
     order = order_by_activation(feature, share)
     order = order[rank_within(feature[order]) < limit]

@@ -3,7 +3,8 @@
 Enters: a range of features' events in the order of the text. Leaves: rows of the table `examples`.
 
 1. The text is cut into windows of `window_tokens` tokens of one document; of each (feature, window) the strongest
-   event stays, so that one sentence cannot fill the list. These peaks are sorted by activation.
+   event stays, so that one sentence cannot fill the list. These peaks are sorted by activation (by its size, where it
+   may be negative).
 2. Stratum 0: the strongest peaks, at most `per_document` of one document.
 3. Strata 1, 2, …: the other peaks, cut into equally many from strong to weak; from each a systematic random sample,
    in which every peak has the same chance.
@@ -39,9 +40,10 @@ def window_peaks(events: EventRange, windows: np.ndarray) -> EventRange:
     np.not_equal(window[1:], window[:-1], out=starts_here[1:])
     starts_here[1:] |= events.features[1:] != events.features[:-1]
     starts = np.flatnonzero(starts_here)
-    strongest = np.maximum.reduceat(events.activations, starts)
+    sizes = np.abs(events.activations)
+    strongest = np.maximum.reduceat(sizes, starts)
     lengths = np.diff(np.append(starts, window.size))
-    at_peak = np.flatnonzero(events.activations == np.repeat(strongest, lengths))
+    at_peak = np.flatnonzero(sizes == np.repeat(strongest, lengths))
     segment = np.searchsorted(starts, at_peak, side="right") - 1
     first_of_segment = np.empty(at_peak.size, dtype=bool)
     first_of_segment[:1] = True
@@ -85,7 +87,7 @@ def choose_examples(
 ) -> ExampleRows:
     """Chooses the examples of a range of features; `windows` and `documents` number those of each token."""
     peaks = window_peaks(events, windows)
-    order = order_by_activation(peaks.features, peaks.activations)
+    order = order_by_activation(peaks.features, np.abs(peaks.activations))
     features = peaks.features[order]
     rank = rank_within(features)
     is_top = _strongest(features, rank, documents[peaks.ordinals[order]], top, per_document)

@@ -1,17 +1,19 @@
 """The index: one pass of text through the language model and the SAE, for all features at once.
 
-Enters: an SAE, the language model it reads, and rows of tokens with their documents. Leaves: a dictionary folder
-(`features.store`).
+Enters: an SAE of any architecture, the language model it reads, and rows of tokens with their documents. Leaves: a
+dictionary folder (`features.store`).
 
-1. Forward up to the SAE's site, encode; the non-zero codes at counted tokens are the events (feature, token number,
-   activation). They gather in `features.events`, which turns them from the order of the text into that of the features.
+1. Forward up to the SAE's deepest site, encode; the non-zero codes at counted tokens are the events (feature, token
+   number, activation). They gather in `features.events`, which turns them from the order of the text into that of the
+   features.
 2. Range by range of features: the table of all events, counts, mean, standard deviation, maximum, a histogram of
    quarter octaves, the examples (`features.examples`), and the tokens that hold most of each feature's activation.
 3. From the decoder alone: neighbours and logits (`features.geometry`).
 4. The build folder is complete when `dictionary.json` names it, which happens in one step at the end. A killed build
    is never opened; the same call goes on from its last complete chunk of events.
 
-Algorithm: statistics are exact, over every event; nothing is estimated from a sample.
+Algorithm: statistics are exact, over every event; nothing is estimated from a sample. Where activations may be
+negative, events and examples keep the sign, and everything that says how strong a feature is goes by the size.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +35,7 @@ import pyarrow as pa
 import torch
 
 from activations.progress import progress
-from features import geometry, schema
+from features import geometry, schema, wiring
 from features.event_tables import write_event_tables, write_table
 from features.events import EventSpill
 from features.store import FORMAT, MANIFEST, describe_files, read_manifest, write_json
@@ -160,7 +162,7 @@ def _in_order(documents: np.ndarray, positions: np.ndarray) -> bool:
 
 
 def encode_events(
-    sae: Any, lm: Any, corpus: Corpus, site: str, batch_tokens: int, first_batch: int = 0
+    sae: Any, lm: Any, corpus: Corpus, sites: Sequence[str], batch_tokens: int, first_batch: int = 0
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, int]]:
     """Yields each batch's events as (features, ordinals, activations, tokens), from batch `first_batch` on.
 
@@ -178,16 +180,17 @@ def encode_events(
         mask = torch.from_numpy(corpus.ordinal_of[rows] >= 0).to(lm.device)
         wanted = indexed[rows].reshape(-1)
         with torch.no_grad():
-            x = lm.capture(ids, mask, [site])[site]
-            x = x.reshape(-1, x.shape[-1])
-            if wanted.all():
-                kept = x.to(device)
-            else:
-                kept = x[torch.from_numpy(np.flatnonzero(wanted)).to(x.device)].to(device)
-            codes = sae.encode(kept)
+            captured = lm.capture(ids, mask, sites)
+            chosen = None if wanted.all() else torch.from_numpy(np.flatnonzero(wanted)).to(lm.device)
+            kept: dict[str, torch.Tensor] = {}
+            for site, x in captured.items():
+                x = x.reshape(wanted.size, -1)
+                kept[site] = (x if chosen is None else x[chosen]).to(device)
+            codes = wiring.encode_sites(sae, kept)
         values, indices = codes.values.float().cpu().numpy(), codes.indices.cpu().numpy()
         ordinals = corpus.ordinal_of[rows].reshape(-1)[wanted]
-        _check_finite(kept, site, ordinals, corpus)
+        for site, x in kept.items():
+            _check_finite(x, site, ordinals, corpus)
         is_event = (indices >= 0) & (values != 0)
         row_of = np.repeat(ordinals, values.shape[1])
         if is_event.all():
@@ -237,14 +240,18 @@ def build_index(
     config = config or IndexConfig()
     out = Path(out)
     started = time.perf_counter()
-    site = str(sae.metadata.get("site") or "")
-    if not site:
+    if not (sae.metadata.get("site") or sae.metadata.get("sites")):
         raise ValueError("the SAE names no site, expected metadata['site'] such as 'resid_post.1': set it and save")
-    if not lm.has_site(site):
-        raise ValueError(f"the SAE reads {site}, which model {lm.name} does not have: index with the SAE's own model")
-    d_in, width = sae.W_dec.shape[1], lm.site_width(site)
-    if width != d_in:
-        raise ValueError(f"the SAE has d_in={d_in}, model {lm.name} has width {width} at {site}: use the SAE's model")
+    sites, d_in = sae.sites, sae.config.d_in
+    for site in sites:
+        if not lm.has_site(site):
+            raise ValueError(
+                f"the SAE reads {site}, which model {lm.name} does not have: index with the SAE's own model"
+            )
+        if (width := lm.site_width(site)) != d_in:
+            raise ValueError(
+                f"the SAE has d_in={d_in}, model {lm.name} has width {width} at {site}: use the SAE's model"
+            )
     recorded = sae.metadata.get("model_weight_hash")
     if recorded and recorded != lm.weight_hash():
         raise ValueError(
@@ -277,7 +284,7 @@ def build_index(
     done = int((corpus.ordinal_of[: spill.batches_done * batch_rows] >= 0).sum())
     with progress("index", corpus.tokens.size, "tokens", done) as advance:
         for features, ordinals, activations, n_tokens in encode_events(
-            sae, lm, corpus, site, config.batch_tokens, spill.batches_done
+            sae, lm, corpus, sites, config.batch_tokens, spill.batches_done
         ):
             spill.append(features, ordinals, activations)
             if spill.n_events > config.event_limit:
@@ -288,7 +295,7 @@ def build_index(
         live = write_event_tables(build, spill, corpus, config, sae, lm, advance)
     _write_corpus_tables(build, corpus, lm)
     write_table(build, "neighbours", geometry.neighbours(sae.W_dec, config.neighbours))
-    write_table(build, "logit_ids", geometry.logits(sae.W_dec, _logit_directions(lm, site, d_in), config.logits))
+    write_table(build, "logit_ids", _logits(sae, lm, config.logits))
     sae.save(str(build / "sae"), format="saelens")
     spill.remove()
     finished = time.perf_counter()
@@ -307,9 +314,11 @@ def build_index(
         "n_events": spill.n_events,
         "context_tokens": int(corpus.ordinal_of.shape[1]),
         "exclude_special_tokens": exclude_special_tokens,
-        "site": site,
+        "site": sites[0],
+        "sites": sites,
+        "target_sites": sae.target_sites,
         "sae": {"d_in": int(d_in), "d_sae": int(sae.W_dec.shape[0]), **_sae_facts(sae)},
-        "model": {"name": lasting_name(str(lm.name)), "revision": lm.revision, "weight_hash": lm.weight_hash()},
+        "model": _model_facts(lm),
         "data": dict(data or sae.metadata.get("data") or {}),
         "index": dataclasses.asdict(config),
         "seconds": {
@@ -339,7 +348,12 @@ def _sae_facts(sae: Any) -> dict[str, Any]:
         "architecture": str(getattr(config, "architecture", "")),
         "k": getattr(config, "k", None),
         "name": sae.metadata.get("name"),
+        "n_sites": int(getattr(config, "n_sites", 1)),
     }
+
+
+def _model_facts(lm: Any) -> dict[str, Any]:
+    return {"name": lasting_name(str(lm.name)), "revision": lm.revision, "weight_hash": lm.weight_hash()}
 
 
 def _fingerprint(sae: Any, lm: Any, corpus: Corpus, config: IndexConfig, exclude_special_tokens: bool) -> str:
@@ -351,6 +365,9 @@ def _fingerprint(sae: Any, lm: Any, corpus: Corpus, config: IndexConfig, exclude
     for part in (corpus.rows.tokens, corpus.rows.documents, corpus.rows.positions):
         digest.update(np.ascontiguousarray(part).tobytes())
     digest.update("\0".join(corpus.rows.names).encode("utf-8", "surrogatepass"))
+    how = sae.config
+    encoding = [how.architecture, how.k, how.activation, how.subtracts_b_dec, how.normalize_activations]
+    digest.update(json.dumps([encoding, sae.sites, sae.target_sites]).encode())
     settings = dataclasses.asdict(config) | {"exclude_special_tokens": exclude_special_tokens, "format": FORMAT}
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()
@@ -382,13 +399,13 @@ def _check_size(sae: Any, corpus: Corpus, config: IndexConfig, out: Path) -> int
     return events
 
 
-def _logit_directions(lm: Any, site: str, d_in: int) -> torch.Tensor | None:
-    """The model's logit directions where the site writes into the residual stream, which they read."""
-    kind = site.split(".")[0]
-    if kind not in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "embed"):
-        return None
-    directions = lm.logit_directions()
-    return directions if directions.shape[1] == d_in else None
+def _logits(sae: Any, lm: Any, k: int) -> pa.Table:
+    """The table of promoted tokens; empty where the SAE does not write into the residual stream, which logits read."""
+    written = wiring.residual_directions(sae)
+    directions = None if written is None else lm.logit_directions()
+    if written is None or directions is None or directions.shape[1] != written.shape[1]:
+        written, directions = sae.W_dec.detach(), None
+    return geometry.logits(written, directions, k)
 
 
 def _write_corpus_tables(build: Path, corpus: Corpus, lm: Any) -> None:

@@ -51,7 +51,7 @@ FEATURE = (pa.int32(), "index of the SAE's latent")
 DOCUMENT = (pa.int32(), "index of the document")
 POSITION = (pa.int32(), "the token's position in its document")
 TOKEN_ID = (pa.int32(), "id in the model's vocabulary")
-ACTIVATION = (pa.float32(), "the latent's value at the token")
+ACTIVATION = (pa.float32(), "the latent's value at the token; negative values occur where the architecture has them")
 
 STORED = (
     _table(
@@ -60,9 +60,9 @@ STORED = (
         feature=FEATURE,
         count=(pa.int64(), "indexed tokens at which the latent is not zero"),
         density=(pa.float64(), "count as a share of the indexed tokens"),
-        mean_activation=(pa.float32(), "mean value where it is not zero"),
-        std_activation=(pa.float32(), "standard deviation where it is not zero"),
-        max_activation=(pa.float32(), "largest value; 0 for a dead latent"),
+        mean_activation=(pa.float32(), "mean size of the value where it is not zero"),
+        std_activation=(pa.float32(), "standard deviation of that size"),
+        max_activation=(pa.float32(), "largest size of the value; 0 for a dead latent"),
         documents=(pa.int32(), "documents in which it is ever active"),
         is_dead=(pa.bool_(), "never active in the indexed text"),
         decoder_norm=(pa.float32(), "length of its row of W_dec"),
@@ -137,7 +137,7 @@ STORED = (
     ),
     _table(
         "histograms",
-        "non-empty bins of a feature's activations; edges are quarter octaves",
+        "non-empty bins of the sizes of a feature's activations; edges are quarter octaves",
         feature=FEATURE,
         bin=(pa.int32(), "order from small to large"),
         low=(pa.float32(), "lower edge"),

@@ -146,7 +146,7 @@ def _in_phrase(store: Store, text: Text, phrase: str, limit: int) -> list[tuple[
         with places as (
             select unnest($documents)::integer as document, unnest($positions)::integer as position
         ), inside as (
-            select feature, sum(activation / max_activation) as strength, count(*) as hits
+            select feature, sum(abs(activation) / max_activation) as strength, count(*) as hits
             from events join places using (document, position) join features using (feature) group by feature
         )
         select feature, hits, strength / sqrt(features.count::double * $n) as score

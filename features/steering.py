@@ -7,7 +7,10 @@ text. Leaves: text, beside the unsteered text if asked for. With x the activatio
 * clamp:   x + (strength · M − a) · d   sets the feature and leaves the rest, the SAE's error included, as it is
 * ablate:  x − strength · a · d         strength 1 removes the feature
 
-The edit is a difference added to x, never a reconstruction: with nothing to change, x passes bit by bit.
+The edit is a difference added to x, never a reconstruction: with nothing to change, x passes bit by bit. A transcoder's
+difference goes to the site that it writes, its a comes from the site that it reads. Dictionaries over several sites
+(crosscoders, cross-layer transcoders) can only `add`: what their features read is known after some of it is written.
+`features.wiring` says where they write.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from features import wiring
 
 if TYPE_CHECKING:
     from features.dictionary import Dictionary
@@ -60,16 +65,23 @@ class Steering:
         """Prepares the edit; the model loads at the first generation.
 
         Raises:
-            ValueError: no features, an unknown mode, a feature that does not exist, a strength that is no number, or a
-                dead feature in a mode that needs its maximum.
+            ValueError: no features, an unknown mode or one that the architecture does not allow, a feature that does
+                not exist, a strength that is no number, or a dead feature in a mode that needs its maximum.
         """
         if mode not in get_args(Mode):
             raise ValueError(f"mode {mode!r} is unknown, expected one of {', '.join(get_args(Mode))}: choose one")
         if not strengths:
             raise ValueError("no feature to steer, expected at least one as {feature: strength}: name one")
+        architecture = dictionary.info["sae"].get("architecture")
+        if mode != "add" and len(dictionary.sites) > 1:
+            raise ValueError(
+                f"mode {mode!r} needs a feature's activation before it is written, but a {architecture} reads "
+                f"{len(dictionary.sites)} sites for it, some of them later: use mode 'add'"
+            )
         self.dictionary = dictionary
         self.mode = mode
         self.site = dictionary.site
+        """The site that is read, and for an autoencoder written."""
         self.strengths = {dictionary.check_feature(f): float(s) for f, s in strengths.items()}
         maxima = dictionary.max_activations
         for feature, strength in self.strengths.items():
@@ -84,30 +96,72 @@ class Steering:
         self._strength = torch.tensor(list(self.strengths.values()))
         self._maximum = torch.tensor([float(maxima[feature]) for feature in self.strengths])
 
-    def edit(self, x: Float[Tensor, "batch seq d_in"]) -> Float[Tensor, "batch seq d_in"]:
-        """The steered activations; usable with `LanguageModel.intervene({steering.site: steering.edit})`."""
-        delta = self.delta(x.reshape(-1, x.shape[-1]))
+    def edit(self, x: Float[Tensor, "batch seq ..."]) -> Float[Tensor, "batch seq ..."]:
+        """The steered activations; usable with `LanguageModel.intervene({steering.site: steering.edit})`.
+
+        Of an autoencoder; other architectures are steered by `interventions`.
+        """
+        if self.dictionary.target_sites != [self.site]:
+            raise ValueError(
+                f"the dictionary reads {', '.join(self.dictionary.sites)} and writes "
+                f"{', '.join(self.dictionary.target_sites)}, expected one site: use steering.interventions"
+            )
+        return self._added(x, self.site, x)
+
+    def _added(self, x: Tensor, site: str, read: Tensor | None) -> Tensor:
+        """`x` of one written site with its difference; `read` is what the SAE reads, where the mode asks for it."""
+        rows = None if read is None else read.flatten(0, 1).flatten(1)
+        delta = self._delta(len(x.flatten(0, 1)), site, rows, x.device)
         return x if delta is None else x + delta.reshape(x.shape).to(x.dtype)
 
     @torch.no_grad()
-    def delta(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"] | None:
-        """What is added to `n` activations; None where nothing changes."""
+    def delta(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_out"] | None:
+        """What is added at the first written site for `n` activations of the read one; None where nothing changes."""
+        return self._delta(len(x), self.written_sites[0], x, x.device)
+
+    @torch.no_grad()
+    def _delta(self, n: int, site: str, read: Tensor | None, device: torch.device) -> Tensor | None:
         sae = self.dictionary.sae
-        strength, maximum = self._strength.to(x.device), self._maximum.to(x.device)
+        strength, maximum = self._strength.to(device), self._maximum.to(device)
+        if self.mode == "add" and not bool(self._strength.any()):
+            return None
+        codes, scale = None, None
+        if self.mode != "add" or sae.config.normalize_activations in ("constant_norm_rescale", "layer_norm"):
+            assert read is not None
+            codes = sae.encode(read.to(sae.W_dec.device))
+            scale = codes.scale
         if self.mode == "add":
-            if not bool(self._strength.any()):
-                return None
-            amount = (strength * maximum).expand(len(x), -1)
+            amount = (strength * maximum).expand(n, -1)
         else:
-            present = feature_values(sae.encode(x), self._features.to(x.device))
+            assert codes is not None
+            present = feature_values(codes, self._features).to(device)
             amount = strength * maximum - present if self.mode == "clamp" else -strength * present
-        directions = sae.W_dec[self._features.to(sae.W_dec.device)].to(x.device)
-        return amount.to(directions.dtype) @ directions
+        directions = wiring.write_directions(sae, self._features)[site].to(device)
+        delta = amount.to(directions.dtype) @ directions
+        # an SAE that rescales each row decodes by the row's own scale
+        return delta if scale is None else delta * scale.to(device)[:, None]
+
+    @property
+    def written_sites(self) -> list[str]:
+        """The sites at which the difference is added."""
+        return [site for site in self.dictionary.target_sites if not site.startswith("compare:")]
 
     @property
     def interventions(self) -> dict[str, Any]:
-        """What `LanguageModel.generate(…, interventions=…)` and `intervene` take."""
-        return {self.site: self.edit}
+        """What `LanguageModel.generate(…, interventions=…)` and `intervene` take; good for one generation at a time."""
+        if self.dictionary.target_sites == [self.site]:
+            return {self.site: self.edit}
+        read: dict[str, Tensor] = {}
+
+        def remember(x: Tensor) -> Tensor:
+            read["x"] = x
+            return x
+
+        def write(site: str) -> Any:
+            return lambda x: self._added(x, site, read.get("x"))
+
+        edits: dict[str, Any] = {} if self.mode == "add" else {self.site: remember}
+        return edits | {site: write(site) for site in self.written_sites}
 
     def generate(self, prompt: str, **options: Any) -> str:
         """The steered continuation of `prompt`; `options` are those of `LanguageModel.generate`."""
@@ -137,9 +191,18 @@ class Steering:
     def _relative_norm(self, prompt: str) -> float:
         lm = self.dictionary.lm
         batch = lm.tokenize(prompt)
-        x = lm.capture(batch.tokens, batch.mask, [self.site])[self.site][0][batch.mask[0].bool()]
-        delta = self.delta(x)
-        return 0.0 if delta is None else float((delta.float().norm(dim=1) / x.float().norm(dim=1)).mean())
+        read = None
+        shares = []
+        sites = self.written_sites
+        captured = lm.capture(batch.tokens, batch.mask, list(dict.fromkeys([self.site, *sites])))
+        rows = {site: x[0][batch.mask[0].bool()].flatten(1) for site, x in captured.items()}
+        if len(self.dictionary.sites) == 1:
+            read = rows[self.site]
+        for site in sites:
+            delta = self._delta(len(rows[site]), site, read, rows[site].device)
+            norms = rows[site].float().norm(dim=1)
+            shares.append(0.0 if delta is None else float((delta.float().norm(dim=1) / norms).mean()))
+        return sum(shares) / len(shares)
 
 
 def feature_values(codes: Any, features: Tensor | Sequence[int]) -> Tensor:
