@@ -203,6 +203,38 @@ def index(
 
 
 @app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Folder or file of an SAE, or a hub name.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="New folder to write.")],
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="saelens, dictionary_learning or sparsify.")],
+    subfolder: Annotated[
+        str | None, typer.Option("--subfolder", metavar="S", help="Which of several SAEs, as the error lists them.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub name.")] = None,
+    input_scale: Annotated[
+        list[float] | None,
+        typer.Option("--input-scale", help="Factor by which training multiplied activations; once for each site."),
+    ] = None,
+) -> None:
+    """Convert an SAE between the formats of the field; the format of SRC is recognised from its files.
+
+    Reads SAELens, dictionary_learning, sparsify, Gemma Scope, OpenAI, OpenMOSS and Llama Scope, Goodfire, Qwen Scope,
+    circuit-tracer and two kinds of crosscoders.
+
+    [dim]glassbox convert pythia/trainer_3 runs/pythia --to saelens[/dim]
+
+    [dim]glassbox convert google/gemma-scope-2b-pt-res runs/gemma --to saelens \\
+    --subfolder layer_12/width_16k/average_l0_82[/dim]
+    """
+    from sae import formats
+
+    written = formats.convert(
+        source, destination, to, subfolder=subfolder, revision=revision, input_scale=input_scale or None
+    )
+    typer.echo(f"SAE: {written} ({to})")
+
+
+@app.command()
 def explain(
     dictionary: Annotated[Path, typer.Argument(metavar="DICT", help="Folder of a dictionary.")],
     overrides: Overrides = None,

@@ -1,8 +1,8 @@
 """Two layouts of crosscoders over several layers or two models.
 
-`cc_weights.pt` with `cfg.json` (ckkissane): `W_enc [sites, d_in, d_sae]`, `W_dec [d_sae, sites, d_in]`, `b_enc`,
-`b_dec [sites, d_in]`, ReLU. It was trained on rows scaled to mean norm √d_in, each model by its own factor, which the
-files do not hold: give them as `input_scale`.
+`cc_weights.pt` with `cfg.json` (ckkissane; the second model is the first one's chat variant): `W_enc [sites, d_in,
+d_sae]`, `W_dec [d_sae, sites, d_in]`, `b_enc`, `b_dec [sites, d_in]`, ReLU. It was trained on rows scaled to mean norm
+√d_in, each model by its own factor, which the files do not hold: give them as `input_scale`.
 
 A `.pt` state dict or `model.safetensors` (jkminder): `encoder.weight [sites, d_in, d_sae]`, `encoder.bias`,
 `decoder.weight [sites, d_sae, d_in]`, `decoder.bias [sites, d_in]`. With a `threshold` (BatchTopK) a latent is active
@@ -53,9 +53,9 @@ def read_stacked(file: Path, tensors: dict[str, Any]) -> Reading:
     model, site = hooks.hub_model(content.get("model_name")), hooks.site_of(content.get("hook_point"))
     metadata = known(
         site=site,
-        sites=[site] * n_sites if site else None,
+        sites=[site, f"compare:{site}"] if site and n_sites == 2 else None,
         model_name=model,
-        model_names=[model, f"{model}-it"] if model and "gemma" in model and n_sites == 2 else None,
+        compare_model_name=f"{model}-it" if model and "gemma" in model and n_sites == 2 else None,
         data=known(context_tokens=content.get("seq_len"), prepend_bos=True),
         expects="rows of each model scaled to mean norm √d_in (give input_scale to fold the factors in)",
     )

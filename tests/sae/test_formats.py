@@ -624,6 +624,14 @@ def test_a_foreign_sae_is_converted_to_a_new_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "y").exists()
 
 
+def test_the_page_of_formats_names_every_one_that_is_read_and_written() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    rows_by_name = {line.split("`")[1]: line.split("|") for line in page.splitlines() if line.startswith("| `")}
+    known = {name for name, *_ in (*finding._FOLDERS, *finding._FILES)}
+    assert known <= set(rows_by_name)
+    assert {name for name in known if rows_by_name[name][4].strip()} == set(formats.FORMATS)
+
+
 # ---- the hub ---------------------------------------------------------------------------------------------------------
 
 

@@ -824,7 +824,8 @@ def crosscoder_stacked(root: Path) -> Foreign:
     x = rows(N, 2, D)
     acts = (torch.einsum("nmd,mdf->nf", x, t["W_enc"]) + t["b_enc"]).relu()
     out = torch.einsum("nf,fmd->nmd", acts, t["W_dec"]) + t["b_dec"]
-    known = {"sites": ["resid_pre.14"] * 2, "model_names": ["google/gemma-2-2b", "google/gemma-2-2b-it"]}
+    known = {"sites": ["resid_pre.14", "compare:resid_pre.14"], "model_name": "google/gemma-2-2b",
+             "compare_model_name": "google/gemma-2-2b-it"}  # fmt: skip
     return Foreign(path, x, out, "crosscoder", "resid_pre.14", known)
 
 

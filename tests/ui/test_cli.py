@@ -14,7 +14,8 @@ import pytest
 
 from ui import cli, serving
 
-VERBS = ["demo", "pretrain", "harvest", "train", "evaluate", "index", "explain", "browse", "steer", "sql", "doctor"]
+VERBS = ["demo", "pretrain", "harvest", "train", "evaluate", "index", "convert", "explain", "browse", "steer", "sql",
+         "doctor"]  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -94,6 +95,34 @@ def test_a_wrong_command_line_points_to_the_help(capsys: pytest.CaptureFixture[s
 def test_a_feature_without_a_strength_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     line = fails(capsys, "steer", "x", "--prompt", "a", "--feature", text)
     assert "expected ID=STRENGTH" in line
+
+
+def test_an_sae_is_converted_to_a_new_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from foreign import CASES
+
+    made = CASES["dl_topk"](tmp_path / "theirs")
+    assert cli.run(["convert", str(made.path), str(tmp_path / "ours"), "--to", "saelens"]) == 0
+    assert f"SAE: {tmp_path / 'ours'} (saelens)" in capsys.readouterr().out.replace("\n", "")
+    assert (tmp_path / "ours" / "cfg.json").is_file()
+    assert "exists, expected a new folder" in fails(
+        capsys, "convert", str(made.path), str(tmp_path / "ours"), "--to", "saelens"
+    )
+    assert "format `onnx` cannot be written" in fails(
+        capsys, "convert", str(made.path), str(tmp_path / "new"), "--to", "onnx"
+    )
+
+
+def test_one_of_several_saes_is_converted_with_a_scale(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from foreign import CASES
+
+    several = CASES["sparsify_root"](tmp_path / "several")
+    line = fails(capsys, "convert", str(several.path), str(tmp_path / "a"), "--to", "saelens")
+    assert "choose by subfolder=layers.3, layers.4" in line
+    arguments = ["convert", str(several.path), str(tmp_path / "a"), "--to", "saelens", "--subfolder", "layers.4"]
+    assert cli.run(arguments) == 0
+    crosscoder = CASES["crosscoder_stacked"](tmp_path / "crosscoder")
+    arguments = ["convert", str(crosscoder.path), str(tmp_path / "b"), "--to", "saelens"]
+    assert cli.run([*arguments, "--input-scale", "0.3", "--input-scale", "0.2"]) == 0
 
 
 def test_the_modes_are_those_of_the_library() -> None:
