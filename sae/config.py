@@ -90,9 +90,9 @@ class SAEConfig:
     """c in the penalty tanh(c·f·‖d‖); default 4."""
     bandwidth: float | None = None
     """Width of the rectangle through which JumpReLU's thresholds get gradients, in units of pre-activations;
-    default 0.05 with the step penalty, 2 with tanh."""
+    default 0.1 with the step penalty, 2 with tanh."""
     threshold_init: float | None = None
-    """JumpReLU's first thresholds; default 0.01 with the step penalty, 0.1 with tanh."""
+    """JumpReLU's first thresholds; default where the first batch's L0 is twice `target_l0` (0.1 without one)."""
     pre_activation_coefficient: float | None = None
     """Weight of the penalty on pre-activations below JumpReLU's threshold that keeps latents alive; default 3e-6 with
     tanh, 0 with step."""
@@ -271,6 +271,8 @@ class TrainSettings:
     """Share of the run over which the rate rises from zero."""
     decay_frac: float = 0.3
     """Share of the run, at its end, over which the rate falls to zero."""
+    decoder_lr_scale: float = 1.0
+    """Rate of the decoder as a multiple of `lr`: a slow decoder keeps to directions that many rows agree on."""
     beta1: float = 0.9
     """Decay of the first moment (of the momentum in muon and signum)."""
     beta2: float = 0.999
@@ -305,6 +307,8 @@ class TrainSettings:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1: raise it")
         if not self.lr > 0:
             raise ValueError(f"lr={self.lr} must be positive: try 1e-3")
+        if not self.decoder_lr_scale > 0:
+            raise ValueError(f"decoder_lr_scale={self.decoder_lr_scale} must be positive: 1 is the encoder's own rate")
         for name in ("warmup_frac", "decay_frac"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1: it is a share of the run")

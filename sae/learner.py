@@ -184,7 +184,8 @@ class Learner:
             W_enc = self.parameters["W_enc"]
             alive = torch.ones(len(W_enc), dtype=torch.bool, device=self.device)
             alive[dead] = False
-            length = 0.2 * (W_enc[alive].norm(dim=1).mean() if bool(alive.any()) else 1.0)
+            length = W_enc[alive].norm(dim=1).mean() if bool(alive.any()) else 1.0
+            length = self.architecture.resampled_length * length
             read = error if W_enc.shape[1] == error.shape[1] and not self.config.sae.predicts_target else x
             if W_enc.shape[1] == read.shape[1]:
                 W_enc[dead] = torch.nn.functional.normalize(read[chosen], dim=1) * length

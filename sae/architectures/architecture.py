@@ -12,11 +12,14 @@ in an autoencoder), x̂ its prediction and P the penalty of the architecture:
 u is 1 where nothing is penalised, else Σ‖y − ȳ‖² / n, so that penalties weigh against the squared error of a row, as
 published coefficients do. Where `target_l0` is set, the coefficient λ follows the L0 that is observed:
 
-    log λ ← log λ + η · clip(log(L0 / target), ±1)        λ_step = λ · (L0 / target)^½
+    e = log(L0 / target) + 2 log(L0 / L0_before)        log λ ← log λ + η · clip(e, ±1)        λ_step = λ · exp(e / 2)
+
+L0 is a moving mean and L0_before a slower one: weights follow λ with a lag, and the second term of e looks ahead by it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -31,9 +34,10 @@ from sae.selection import Selection
 from sae.sparse import RaggedCodes
 from sae.step import Auxiliary, Parameters, StepResult, total_variance
 
-CONTROL_GAIN = 30.0  # of the coefficient's logarithm over a whole run, at an L0 that is e times too high
+CONTROL_GAIN = 20.0  # of the coefficient's logarithm over a whole run, at an L0 that is e times too high
 CONTROL_MAX_STEP = 0.02
-L0_MEMORY_STEPS = 20
+LOOK_AHEAD = 2.0
+L0_MEMORY_STEPS, L0_LONG_MEMORY_STEPS = 10, 50
 
 
 class Moment(NamedTuple):
@@ -65,13 +69,16 @@ class Architecture:
     """One dictionary in training. Subclasses give `activate` or whole passes; `buffers` is kept between steps."""
 
     initial_coefficient = 1.0
+    resampled_length = 1.0
+    """Length of a resampled latent's encoder row, as a multiple of the mean: where k are chosen the weak never fire."""
 
     def __init__(self, config: SAEConfig) -> None:
         self.config = config
         self.buffers: dict[str, Tensor] = {}
         if config.l0_goal is not None:
             start = default(config.sparsity_coefficient, self.initial_coefficient)
-            self.buffers = {"log_coefficient": torch.tensor(start).log(), "l0": torch.tensor(config.l0_goal)}
+            goal = torch.tensor(float(config.l0_goal))
+            self.buffers = {"log_coefficient": torch.tensor(float(start)).log(), "l0": goal, "l0_before": goal.clone()}
 
     def to(self, device: torch.device) -> None:
         self.buffers = {name: value.to(device) for name, value in self.buffers.items()}
@@ -214,23 +221,27 @@ class Architecture:
 
     def observe(self, result: StepResult, moment: Moment) -> None:
         """Takes note of a step that was applied: moves the penalty's coefficient towards the L0 asked for."""
-        goal = self.config.l0_goal
-        if goal is None:
+        if self.config.l0_goal is None:
             return
-        self.buffers["l0"] += (result.l0 - self.buffers["l0"]) / L0_MEMORY_STEPS
-        if moment.progress >= default(self.config.sparsity_warmup_frac, 0.1):
-            excess = (self.buffers["l0"].clamp(min=1e-3) / goal).log().clamp(-1, 1)
-            self.buffers["log_coefficient"] += excess * min(CONTROL_MAX_STEP, CONTROL_GAIN / moment.steps)
+        for name, memory in (("l0", L0_MEMORY_STEPS), ("l0_before", L0_LONG_MEMORY_STEPS)):
+            self.buffers[name] += (result.l0 - self.buffers[name]) / min(memory, moment.step + 1)
+        gain = min(CONTROL_MAX_STEP, CONTROL_GAIN / moment.steps)
+        self.buffers["log_coefficient"] += gain * self._excess()
+
+    def _excess(self) -> Tensor:
+        """Returns by how much L0 is, and is about to be, above its goal: the logarithm, within ±1."""
+        now, before = (self.buffers[name].clamp(min=1e-3).log() for name in ("l0", "l0_before"))
+        assert self.config.l0_goal is not None
+        return (now - math.log(self.config.l0_goal) + LOOK_AHEAD * (now - before)).clamp(-1, 1)
 
     def coefficient(self, moment: Moment) -> Tensor | float:
-        """Returns the penalty's weight in this step: fixed or controlled, and warmed up."""
+        """Returns the penalty's weight in this step: fixed and warmed up, or controlled."""
         config = self.config
         warmup = default(config.sparsity_warmup_frac, 0.1) * moment.steps
         warmth = min(1.0, (moment.step + 1) / warmup) if warmup >= 1 else 1.0
         if config.l0_goal is None:
             return warmth * default(config.sparsity_coefficient, self.initial_coefficient)
-        steered = self.buffers["log_coefficient"].exp()
-        return warmth * steered * (self.buffers["l0"].clamp(min=1e-3) / config.l0_goal).sqrt()
+        return warmth * (self.buffers["log_coefficient"] + 0.5 * self._excess()).exp()
 
     def project(self, parameters: Parameters, gradients: dict[str, Tensor]) -> None:
         """Removes, in place, the part of the decoder's gradient that the unit norm takes back."""

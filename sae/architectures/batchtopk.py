@@ -7,6 +7,7 @@ averaged over the last tenth of the run, becomes the threshold of a JumpReLU SAE
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ class BatchTopK(TopK):
 
 def as_jumprelu(config: SAEConfig) -> SAEConfig:
     """Returns the config under which an SAE trained on batches is saved."""
-    plain = replace(config, k=None, k_start=None, matryoshka_widths=None, sparsity_warmup_frac=None)
+    plain: dict[str, Any] = dict(k=None, k_start=None, matryoshka_widths=None, sparsity_warmup_frac=None)
     if config.activation is not None:
-        return replace(plain, activation="jumprelu")
-    return replace(plain, architecture="jumprelu")
+        return replace(config, activation="jumprelu", **plain)
+    return replace(config, architecture="jumprelu", **plain)

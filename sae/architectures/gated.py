@@ -18,6 +18,8 @@ from sae.step import Parameters
 class Gated(Architecture):
     """Gate and magnitude from shared weights."""
 
+    resampled_length = 0.2
+
     @property
     def is_penalised(self) -> bool:
         return True

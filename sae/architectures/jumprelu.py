@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,9 @@ from sae.architectures.architecture import Architecture, Moment, padded, stronge
 from sae.config import SAEConfig, default
 from sae.selection import Selection, latents_above
 from sae.step import Parameters
+
+INITIAL_EXCESS = 2.0  # the first batch's L0 over its goal
+THRESHOLD_SPEED = 4.0  # Adam moves every parameter by about the rate: thresholds are exp(speed · parameter)
 
 
 class Jump(torch.autograd.Function):
@@ -63,26 +67,39 @@ class JumpReLU(Architecture):
     def __init__(self, config: SAEConfig) -> None:
         super().__init__(config)
         self.is_anthropic = config.penalty == "tanh"
-        self.bandwidth = default(config.bandwidth, 2.0 if self.is_anthropic else 0.05)
-
-    initial_coefficient = 1.0
+        self.bandwidth = default(config.bandwidth, 2.0 if self.is_anthropic else 0.1)
 
     @property
     def is_penalised(self) -> bool:
         return True
 
     def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
-        first = default(self.config.threshold_init, 0.1 if self.is_anthropic else 0.01)
-        return {**super().initial(generator), "log_threshold": torch.full((self.config.d_sae,), first).log()}
+        first = default(self.config.threshold_init, 0.1)
+        return {
+            **super().initial(generator),
+            "log_threshold": torch.full((self.config.d_sae,), first).log() / THRESHOLD_SPEED,
+        }
+
+    def calibrate(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> None:
+        super().calibrate(parameters, x, y)
+        if self.config.threshold_init is None and self.config.l0_goal is not None:
+            # thresholds move by about the learning rate, in logarithms: from far away they would never arrive
+            pre = self.dense_pre_activations(parameters, self.centre(parameters, x)).flatten()
+            count = min(pre.numel(), math.ceil(INITIAL_EXCESS * self.config.l0_goal * len(x)))
+            parameters["log_threshold"].fill_(float(pre.topk(count).values[-1].clamp(min=1e-3).log()) / THRESHOLD_SPEED)
 
     def adopt(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         parameters = super().adopt(tensors)
         if "threshold" in tensors:
-            parameters["log_threshold"] = tensors["threshold"].clamp(min=1e-6).log()
+            parameters["log_threshold"] = tensors["threshold"].clamp(min=1e-6).log() / THRESHOLD_SPEED
         return parameters
 
+    def thresholds(self, parameters: Parameters) -> Tensor:
+        """Returns θ of every latent."""
+        return (THRESHOLD_SPEED * parameters["log_threshold"]).exp()
+
     def activate(self, parameters: Parameters, pre: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
-        threshold = parameters["log_threshold"].exp()
+        threshold = self.thresholds(parameters)
         if not self.is_anthropic:
             pre = pre.relu()
         activations: Tensor = Jump.apply(pre, threshold, self.bandwidth, self.is_anthropic)  # pyright: ignore
@@ -99,8 +116,8 @@ class JumpReLU(Architecture):
         return activations, penalty
 
     def finished(self, parameters: Parameters) -> tuple[SAEConfig, dict[str, Tensor]]:
-        tensors = dict(parameters)
-        return self.config, {**tensors, "threshold": tensors.pop("log_threshold").exp()}
+        tensors = {name: value for name, value in parameters.items() if name != "log_threshold"}
+        return self.config, {**tensors, "threshold": self.thresholds(parameters)}
 
     def encode(self, parameters: Parameters, centred: Tensor) -> Selection:
         threshold = parameters["threshold"].clamp(min=0)

@@ -22,6 +22,8 @@ POWER_FLOOR = 1e-3  # keeps the gradient of a^p finite at a = 0
 class Standard(Architecture):
     """ReLU with a penalty."""
 
+    resampled_length = 0.2  # weak, so that new latents do not disturb (Bricken et al. 2023)
+
     @property
     def is_penalised(self) -> bool:
         return True
