@@ -110,14 +110,57 @@ def latents_above(
     W_enc: Float[Tensor, "d_sae d_in"],
     b_enc: Float[Tensor, " d_sae"],
     threshold: Float[Tensor, "*latents"],
+    *,
+    screen: bool | None = None,
 ) -> RaggedCodes:
-    """Returns the pre-activations that exceed `threshold` (one for all latents or one each)."""
+    """Returns the pre-activations that exceed `threshold` (one for all latents or one each).
+
+    `screen` overrides the choice of the bf16 screen, which leaves the entries those of the float32 computation.
+    """
+    if screen is None:
+        screen = centred.device.type == "cpu" and centred.dtype == torch.float32 and has_bf16_arithmetic()
+    if screen and len(W_enc) >= SCREEN_MIN_LATENTS:
+        return _screened_above(centred, W_enc, b_enc, threshold)
     found = [_entries(part, chunk, threshold) for part, chunk in _chunks(centred, W_enc, b_enc)]
+    return _joined(found, centred)
+
+
+def _joined(found: list[tuple[Tensor, Tensor, Tensor]], centred: Tensor) -> RaggedCodes:
     if not found:
         empty = torch.empty(0, dtype=torch.int64, device=centred.device)
         return RaggedCodes.of_rows(empty, 0, empty, centred.new_empty(0))
     rows, indices, values = (torch.cat(pieces) for pieces in zip(*found, strict=True))
     return RaggedCodes.of_rows(rows, len(centred), indices, values)
+
+
+def _screened_above(centred: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: Tensor) -> RaggedCodes:
+    """Computes again in float32 what a bf16 product cannot rule out to exceed the threshold."""
+    x16, W16, b16, error = _rounded(centred, W_enc, b_enc)
+    # the product's own rounding is relative to its value, which at the edge is the threshold itself
+    margin = error * (1 + 1e-3) + threshold.abs().max() * (4 * BF16_HALF_ULP)
+    chunk_rows = max(64, CHUNK_BYTES["cpu"] // (len(W_enc) * 2))
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    for start in range(0, len(centred), chunk_rows):
+        part = slice(start, start + chunk_rows)
+        pre = torch.nn.functional.linear(x16[part], W16, b16)
+        floor = threshold - margin[part, None]
+        found.append(_entries(part, pre, (floor - floor.abs() * (2 * BF16_HALF_ULP)).bfloat16()))
+    candidates = _joined(found, centred)
+    exact = sparse.code_gradients(centred, candidates._replace(values=centred.new_empty(0)), W_enc)
+    exact += b_enc[candidates.indices]
+    edge = threshold if threshold.ndim == 0 else threshold[candidates.indices]
+    kept = exact > edge
+    return RaggedCodes.of_rows(candidates.rows()[kept], len(centred), candidates.indices[kept], exact[kept])
+
+
+def _rounded(centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns inputs of a bf16 product, and for every row a bound on how far rounding them moves a pre-activation."""
+    x16, W16, b16 = centred.bfloat16(), W_enc.bfloat16(), b_enc.bfloat16()
+    rounded = x16.float()
+    widest, weight_error = W_enc.norm(dim=1).max(), (W_enc - W16).norm(dim=1).max()
+    bias_error = (b_enc - b16).abs().max()
+    error = (centred - rounded).norm(dim=1) * widest + rounded.norm(dim=1) * weight_error + bias_error
+    return x16, W16, b16, error
 
 
 def _entries(part: slice, chunk: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -158,11 +201,7 @@ def strongest_of_batch(
 
 def _screened(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, m: int) -> Selection:
     n, d_sae = len(centred), len(W_enc)
-    x16, W16, b16 = centred.bfloat16(), W_enc.bfloat16(), b_enc.bfloat16()
-    rounded = x16.float()
-    widest, weight_error = W_enc.norm(dim=1).max(), (W_enc - W16).norm(dim=1).max()
-    bias_error = (b_enc - b16).abs().max()
-    error = (centred - rounded).norm(dim=1) * widest + rounded.norm(dim=1) * weight_error + bias_error
+    x16, W16, b16, error = _rounded(centred, W_enc, b_enc)
     chosen = torch.empty(n, m, dtype=torch.int64)
     floor = torch.empty(n)
     chunk_rows = max(64, CHUNK_BYTES["cpu"] // (d_sae * 2))

@@ -182,6 +182,24 @@ SCREENED = {
 }
 
 
+@pytest.mark.parametrize("each", [False, True])
+@pytest.mark.parametrize("level", [-0.5, 0.0, 2.0, 40.0])
+def test_the_screen_finds_what_exceeds_a_threshold_in_float32(level: float, each: bool) -> None:
+    torch.manual_seed(0)
+    centred, W, b = torch.randn(150, 24), torch.randn(2048, 24), 0.3 * torch.randn(2048)
+    centred[::7] *= 100
+    threshold = level + 0.3 * torch.rand(2048) if each else torch.tensor(level)
+    codes, plain = (latents_above(centred, W, b, threshold, screen=screen) for screen in (True, False))
+    dense, expected = (
+        torch.zeros(150, 2048).index_put((found.rows(), found.indices), found.values) for found in (codes, plain)
+    )
+    # the two sum in another order: rows of norm 500 differ by some 1e-4, which may carry an entry over the threshold
+    differing = (dense == 0) != (expected == 0)
+    margin = (dense + expected - threshold).abs()[differing]
+    assert bool((margin < 1e-3).all())
+    torch.testing.assert_close(dense[~differing], expected[~differing], rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", SCREENED)
 def test_the_screen_chooses_what_float32_chooses(name: str) -> None:
     case = SCREENED[name]
