@@ -67,3 +67,28 @@ def test_the_page_of_tables_is_the_schema() -> None:
 
     page = runpy.run_path(str(ROOT / "docs" / "tables.py"))["markdown"]()
     assert (ROOT / "docs" / "tables.md").read_text(encoding="utf-8") == page, "run python docs/tables.py"
+
+
+def test_the_page_of_training_lists_the_settings_and_every_architecture() -> None:
+    import runpy
+
+    from sae.config import ARCHITECTURES
+
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    filled = runpy.run_path(str(ROOT / "docs" / "training.py"))["markdown"]()
+    assert page == filled, "run python docs/training.py"
+    assert all(f"| `{name}` |" in page for name in ARCHITECTURES)
+
+
+def test_the_packaged_configs_are_complete_runs() -> None:
+    import configs
+    from activations.pretraining import PretrainConfig
+    from features.run import RunConfig
+    from sae.jobs import expand_saes
+
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        if path.stem == "embedded_lm":
+            assert configs.load(PretrainConfig, path).out
+            continue
+        run = configs.load(RunConfig, path)
+        assert expand_saes(run.saes, run.train, lambda site: 256), path
