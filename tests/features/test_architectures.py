@@ -76,7 +76,7 @@ def test_the_index_counts_what_a_direct_pass_finds(
     assert np.abs(np.array(features["count"]) - (dense != 0).sum(0)).max() <= 2
     assert np.allclose(features["max_activation"], size.max(0), atol=1e-4)
     assert opened.info["n_events"] == sum(features["count"]) > 100
-    if architecture in ("abstopk", "matching_pursuit"):
+    if architecture == "abstopk":
         assert opened.sql("select min(activation) as low from events")["low"][0].as_py() < 0
     for feature in np.flatnonzero((dense != 0).sum(0) > 5)[:12].tolist():
         best = opened.examples(feature, stratum=0)[0]

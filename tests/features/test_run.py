@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import configs
 from activations import DataConfig, HarvestConfig, ModelConfig
@@ -178,3 +179,137 @@ def test_an_sae_without_origin_asks_for_model_and_data(finished: RunConfig, tmp_
     sae.save(str(tmp_path / "no_data"))
     with pytest.raises(ValueError, match="give --data"):
         index_sae(tmp_path / "no_data", model=finished.model.name)
+
+
+SEVERAL = [
+    {"sites": ["resid_post.1", "resid_post.0"], "d_sae": 48, "k": 4, "seed": [0, 1]},
+    {"sites": ["resid_post.1"], "architecture": "jumprelu", "d_sae": 48, "target_l0": 4},
+    {"sites": ["mlp_in.1"], "architecture": "transcoder", "d_sae": 48, "k": 4},
+    {"sites": ["resid_post.0", "resid_post.1"], "architecture": "crosscoder", "d_sae": 48, "k": 4},
+    {"sites": ["mlp_in.0", "mlp_in.1"], "architecture": "clt", "d_sae": 48, "k": 4},
+]
+
+
+def several(material: Path, out: Path, **changes: Any) -> RunConfig:
+    # the smallest settings at which every stage has something to do
+    quick = TrainSection(batch_rows=256, epochs=0.5, device="cpu", checkpoint_every_steps=8)
+    return config(material, out, **{"saes": SEVERAL, "train": quick, **changes})
+
+
+def test_one_pass_trains_every_sae_of_a_config(material: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    import features.training_run
+
+    passes: list[int] = []
+    original = features.training_run.train_together
+
+    def counted(trainings: Any, *args: Any) -> Any:
+        passes.append(len(trainings))
+        return original(trainings, *args)
+
+    monkeypatch.setattr(features.training_run, "train_together", counted)
+    results = run_train(several(material, tmp_path / "run"))
+    assert passes == [8]
+    assert [str(result.path.relative_to(tmp_path / "run" / "sae")) for result in results] == [
+        "resid_post.1/topk_seed0",
+        "resid_post.0/topk_seed0",
+        "resid_post.1/topk_seed1",
+        "resid_post.0/topk_seed1",
+        "resid_post.1/jumprelu",
+        "mlp_in.1/transcoder",
+        "resid_post.0+resid_post.1/crosscoder",
+        "mlp_in.0+mlp_in.1/clt",
+    ]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {line["sae"] for line in lines} == {
+        str(result.path.relative_to(tmp_path / "run" / "sae")) for result in results
+    }
+    assert results[5].sae.target_sites == ["mlp_out.1"]
+    assert results[7].sae.sites == ["mlp_in.0", "mlp_in.1"]
+    alone = config(material, tmp_path / "alone", saes=[SEVERAL[0] | {"sites": "resid_post.0", "seed": 1}])
+    alone = replace(alone, train=several(material, tmp_path).train)
+    (single,) = run_train(alone)
+    # in company or alone, an SAE of the same seed sees the same rows
+    assert all((single.sae.tensors[name] == results[3].sae.tensors[name]).all() for name in single.sae.tensors)
+
+
+def test_every_stage_works_for_every_kind_of_dictionary(material: Path, tmp_path: Path) -> None:
+    done = several(material, tmp_path / "run", saes=SEVERAL[1:])
+    report = run_demo(done)
+    assert report.metrics.l0 > 0
+    for entry in ("resid_post.1/jumprelu", "mlp_in.1/transcoder", "resid_post.0+resid_post.1/crosscoder"):
+        assert json.loads((Path(done.out) / "sae" / entry / "metrics.json").read_text())["n_rows"] > 100
+    names = sorted(path.name for path in (Path(done.out) / "dictionary").iterdir())
+    assert names == ["clt", "crosscoder", "jumprelu", "transcoder"]
+    before = json.loads((Path(done.out) / "stages.json").read_text())
+    run_demo(done)
+    after = json.loads((Path(done.out) / "stages.json").read_text())
+    # only loading the model is done again
+    assert after | {"load": None} == before | {"load": None}
+
+
+def test_a_crosscoder_over_two_models_is_trained_measured_and_indexed(
+    material: Path, tmp_path: Path, tiny_lm: Any
+) -> None:
+    import copy
+
+    other = copy.deepcopy(tiny_lm.model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    other.save_pretrained(tmp_path / "other")
+    tiny_lm.tokenizer.save_pretrained(tmp_path / "other")
+    entry = {"sites": ["resid_post.1", "compare:resid_post.1"], "architecture": "crosscoder", "d_sae": 48, "k": 4}
+    two = several(
+        material,
+        tmp_path / "two",
+        saes=[entry, {"sites": "compare:resid_post.0", "d_sae": 48, "k": 4}],
+        compare_model=ModelConfig(name=str(tmp_path / "other"), device="cpu"),
+    )
+    crosscoder, single = run_train(two)
+    assert crosscoder.path.parent.name == "resid_post.1+compare.resid_post.1"
+    assert single.path.parent.name == "compare.resid_post.0"
+    assert crosscoder.sae.metadata["compare_model_name"] == str(tmp_path / "other")
+    assert run_evaluate(crosscoder.path).l0 == pytest.approx(4, abs=0.5)
+    dictionary = index_sae(crosscoder.path, out=tmp_path / "dictionary", overrides=["total_tokens=1000"])
+    assert dictionary.active_on("def name").ranked
+    reopened = Dictionary.open(tmp_path / "dictionary")
+    assert reopened.active_on("def name").ranked == dictionary.active_on("def name").ranked
+    with pytest.raises(ValueError, match="the config names none: set compare_model.name"):
+        run_train(replace(two, compare_model=None, out=str(tmp_path / "none")))
+    with pytest.raises(FileExistsError, match="holds a run with compare_model="):
+        run_train(replace(two, compare_model=None), resume=True)
+
+
+def test_outlying_rows_are_left_out_of_training_and_said_so(material: Path, tmp_path: Path) -> None:
+    limited = several(material, tmp_path / "limited", saes=SEVERAL[:1])
+    limited = replace(limited, data=replace(limited.data, exclude_outlier_norms=1.01))
+    results = run_train(limited)
+    limits = json.loads((tmp_path / "limited" / "provenance.json").read_text())["norm_limits"]
+    assert sorted(limits) == ["resid_post.0", "resid_post.1"]
+    assert results[0].sae.metadata["norm_limits"] == {"resid_post.1": limits["resid_post.1"]}
+    plain = run_train(several(material, tmp_path / "plain", saes=SEVERAL[:1]))
+    assert not (results[0].sae.W_enc == plain[0].sae.W_enc).all()
+
+
+def test_an_end_to_end_sae_has_a_pass_of_its_own_and_a_warm_start(material: Path, tmp_path: Path) -> None:
+    plain = several(material, tmp_path / "plain", saes=[{"sites": "resid_post.1", "d_sae": 48, "k": 4}])
+    (first,) = run_train(plain)
+    entry = {"sites": "resid_post.1", "d_sae": 48, "k": 4, "objective": "kl", "name": "through"}
+    tuned = several(
+        material,
+        tmp_path / "tuned",
+        saes=[{"sites": "resid_post.1", "d_sae": 48, "k": 4}, entry | {"init_from": str(first.path)}],
+    )
+    results = run_train(tuned)
+    assert [result.path.name for result in results] == ["topk", "through"]
+    assert sorted(path.name for path in (tmp_path / "tuned" / "state").iterdir()) == [
+        "pass_0",
+        "pass_1",
+        "resid_post.1",
+    ]
+    assert results[1].sae.metadata["train_config"]["objective"] == "kl"
+    near = torch.cosine_similarity(results[1].sae.W_dec.detach(), first.sae.W_dec.detach(), dim=1)
+    assert float(near.median()) > 0.9
+    odd = several(material, tmp_path / "odd", saes=[entry], train=TrainSection(batch_rows=100, device="cpu"))
+    with pytest.raises(ValueError, match=r"batch_rows=100 is no multiple of context_tokens=64, .* set batch_rows=128"):
+        run_train(odd)
