@@ -1,22 +1,22 @@
 """Dictionaries against the truth: every single-site architecture on a synthetic world whose features are known.
 
     nice python -m benchmarks.ground_truth [--preset small|16k] [--rows 4194304] [--world 1] [--seeds 0 1 2]
-        [--architectures batchtopk …] [--l0 10] [--train lr=3e-4] [--sae auxk_alpha=0]
+        [--architectures batchtopk …] [--l0 10] [--lr 1e-4 3e-4] [--train decay_frac=0.5] [--sae auxk_alpha=0]
 
-Each architecture trains through the ordinary trainer, at its documented defaults unless `--train` or `--sae` change one
-of them, at all L0 in one pass over the same rows, once for each seed (of the first weights and of the rows). It is
-scored on fresh rows of its world (`sae.synthetic.score`). One line for each dictionary goes to
-benchmarks/results/ground_truth_<preset>.jsonl; what is there is not done again. In the end the table over seeds is
-printed. Nothing but the trainer's own needs (torch, numpy, safetensors) is imported, so that it runs on a bare GPU
-machine.
+Dictionaries train through the ordinary trainer, at the documented defaults unless `--lr`, `--train` or `--sae` change
+them: for each seed (of the first weights and of the rows) all architectures, L0 and rates in one pass over the same
+rows. They are scored on fresh rows of their world (`sae.synthetic.score`). One line for each goes to
+benchmarks/results/ground_truth_<preset>.jsonl; what is there is not done again, and a killed run goes on from its
+checkpoints. In the end the table over seeds is printed. Nothing but the trainer's own needs (torch, numpy, safetensors)
+is imported, so that it runs on a bare GPU machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -49,10 +49,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--architectures", nargs="+", default=ORDER, choices=ORDER)
     parser.add_argument("--l0", type=int, nargs="+")
+    parser.add_argument("--lr", type=float, nargs="+", help="peak learning rates, each an arm of its own")
     parser.add_argument("--train", nargs="*", default=[], metavar="KEY=VALUE", help="training settings to change")
     parser.add_argument(
         "--sae", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the dictionary to change"
     )
+    parser.add_argument("--out", type=Path, default=Path("runs/ground_truth"), help="folder of the dictionaries")
     parser.add_argument("--scored-rows", type=int, default=100_000)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
@@ -61,23 +63,25 @@ def main() -> None:
         "world": arguments.world,
         "rows": arguments.rows or ROWS[arguments.preset],
         "d_sae": WIDTHS[arguments.preset],
-        "train": _settings(arguments.train),
         "sae": _settings(arguments.sae),
     }
-    l0s = arguments.l0 or list(L0[arguments.preset])
+    rates = [{"lr": lr} for lr in arguments.lr or []] or [{}]
+    arms = [
+        run | {"architecture": architecture, "l0_wanted": l0, "train": _settings(arguments.train) | rate}
+        for architecture in arguments.architectures
+        for l0 in arguments.l0 or L0[arguments.preset]
+        for rate in rates
+    ]
     world = World(PRESETS[arguments.preset], arguments.world, arguments.device)
     results = RESULTS / f"ground_truth_{arguments.preset}.jsonl"
     results.parent.mkdir(exist_ok=True)
     for seed in arguments.seeds:
-        for architecture in arguments.architectures:
-            one = run | {"architecture": architecture, "seed": seed}
-            done = {_key(record) for record in _records(results)}
-            missing = [l0 for l0 in l0s if _key(one | {"l0_wanted": l0}) not in done]
-            if missing:
-                with results.open("a", encoding="utf-8") as file:
-                    for record in _train_and_score(world, arguments, one, missing):
-                        file.write(json.dumps(record | environment()) + "\n")
-                print(f"{architecture} seed {seed} done", flush=True)
+        done = {_key(record) for record in _records(results)}
+        missing = [arm | {"seed": seed} for arm in arms if _key(arm | {"seed": seed}) not in done]
+        if missing:
+            scored = list(_train_and_score(world, arguments, missing))
+            with results.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(record | environment()) + "\n" for record in scored)
     print(table(_records(results)))
 
 
@@ -95,34 +99,33 @@ def _settings(pairs: Iterable[str]) -> dict[str, Any]:
 
 
 def _train_and_score(
-    world: World, arguments: argparse.Namespace, one: dict[str, Any], l0s: list[int]
+    world: World, arguments: argparse.Namespace, arms: list[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    settings = {"batch_rows": BATCH_ROWS[arguments.preset], **one["train"]}
-    with tempfile.TemporaryDirectory() as folder:
-        trainings = [
-            Training(
-                TrainConfig(
-                    sae=config_of(one["architecture"], l0, world.config.d_in, one["d_sae"], **one["sae"]),
-                    total_rows=one["rows"],
-                    seed=one["seed"],
-                    out=str(Path(folder) / str(l0)),
-                    device=arguments.device,
-                    checkpoint_every_steps=1_000_000,
-                    **settings,
-                ),
-                ("rows",),
-            )
-            for l0 in l0s
-        ]
-        rows = ({"rows": piece} for piece in world.rows(one["rows"], seed=one["seed"]))
-        began = time.perf_counter()
-        trained = train_together(trainings, rows, Path(folder) / "state")
-        seconds = time.perf_counter() - began
-    for l0, result in zip(l0s, trained, strict=True):
-        truth = score(result.sae.to(world.device), world, arguments.scored_rows)
-        yield (
-            one | {"l0_wanted": l0} | truth.to_dict() | {"seconds_of_all": round(seconds, 1), "dictionaries": len(l0s)}
+    """Trains all arms of one seed in one pass, then scores each."""
+    total_rows, seed = arms[0]["rows"], arms[0]["seed"]
+    names = [hashlib.sha256(_key(arm).encode()).hexdigest()[:12] for arm in arms]
+    trainings = [
+        Training(
+            TrainConfig(
+                sae=config_of(arm["architecture"], arm["l0_wanted"], world.config.d_in, arm["d_sae"], **arm["sae"]),
+                total_rows=total_rows,
+                seed=seed,
+                out=str(arguments.out / name),
+                device=arguments.device,
+                **{"batch_rows": BATCH_ROWS[arguments.preset], **arm["train"]},
+            ),
+            ("rows",),
         )
+        for arm, name in zip(arms, names, strict=True)
+    ]
+    together = arguments.out / hashlib.sha256("".join(names).encode()).hexdigest()[:12]
+    rows = ({"rows": piece} for piece in world.rows(total_rows, seed=seed))
+    began = time.perf_counter()
+    trained = train_together(trainings, rows, together, resume=True)
+    seconds = round(time.perf_counter() - began, 1)
+    for arm, result in zip(arms, trained, strict=True):
+        truth = score(result.sae.to(world.device), world, arguments.scored_rows)
+        yield arm | truth.to_dict() | {"seconds_of_all": seconds, "trained_together": len(arms)}
 
 
 def _records(results: Path) -> list[dict[str, Any]]:
