@@ -19,6 +19,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ ORDER = [name for name in SINGLE_SITE if name != "matching_pursuit"] + ["matchin
 FIGURES = ("explained_variance", "ce_recovered")
 EVALUATION_TOKENS = 65_536
 LOSS_TOKENS = 24_576
+HELDOUT = DataConfig(source="embedded", heldout_tokens=EVALUATION_TOKENS, prepend_bos=True, heldout_percent=8)
 
 
 def config_of(architecture: str, l0: int, d_in: int, d_sae: int) -> SAEConfig:
@@ -79,7 +81,7 @@ def main() -> None:
 def _store(lm: LanguageModel, arguments: argparse.Namespace) -> ActivationStore:
     if arguments.store:
         return ActivationStore.open(arguments.store)
-    data = DataConfig(source="embedded", total_tokens=arguments.tokens, prepend_bos=True, heldout_percent=8)
+    data = replace(HELDOUT, total_tokens=arguments.tokens)
     return harvest(lm, token_rows(lm, data, "train"), HarvestConfig(), arguments.out / "store", sites=[SITE])
 
 
@@ -99,7 +101,7 @@ def _train_and_measure(
             out=str(arguments.out / "state" / name),
             checkpoint_every_steps=100,
         )
-        metadata = {"site": SITE, "name": name, "data": {"prepend_bos": True, "exclude_special_tokens": True}}
+        metadata = {"site": SITE, "name": name, "model_name": "embedded", "data": asdict(HELDOUT)}
         trainings.append(Training(config, (SITE,), metadata=metadata))
     rows = store.rows([SITE], seed=arguments.seed, epochs=None)
     trained = train_together(trainings, rows, arguments.out / "state" / architecture, resume=True)
@@ -118,8 +120,7 @@ def _train_and_measure(
 @functools.cache
 def _heldout(lm: LanguageModel) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
     """Returns rows and token batches of documents never trained on; read once for all architectures."""
-    data = DataConfig(source="embedded", heldout_tokens=EVALUATION_TOKENS, prepend_bos=True, heldout_percent=8)
-    heldout = token_rows(lm, data, "heldout")
+    heldout = token_rows(lm, HELDOUT, "heldout")
     batches = [batch.values for batch in iter_row_batches(lm, heldout, [SITE], 4096)]
     scored = heldout[: LOSS_TOKENS // heldout.context_tokens].batches(16)
     return batches, [part.torch_tokens(lm.device) for part in scored]

@@ -169,6 +169,7 @@ def word_activations(
     Raises:
         NotMeasurable: the vocabulary holds too few words.
     """
+    _check_wiring(sae)
     words = vocabulary_words(lm)
     if len(words) < 2 * MIN_WORDS * MIN_LETTERS:
         raise NotMeasurable(

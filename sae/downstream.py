@@ -8,7 +8,8 @@ Enters: SAEs, a language model, batches of tokens without padding. Leaves: cross
 3. Each SAE writes in the model's place. An SAE of one site rewrites it. A transcoder reads its source site in the same
    pass and writes its prediction at the target. A cross-layer transcoder does so at every layer, each time from the
    sites read so far: later sites' latents write nothing there. A crosscoder needs all sites at once: it reads them in
-   the untouched pass, and their reconstructions are written together, then one by one.
+   the untouched pass, and their reconstructions are written together, then one by one. Where it compares two models,
+   the first one's sites are written, whose predictions are measured.
 4. Special tokens keep their own activations where the SAE was trained without them.
 """
 
@@ -22,6 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from activations.pairs import is_compared
 from activations.progress import progress
 from sae.codes import Codes
 from sae.model import SAE, normalized
@@ -57,6 +59,8 @@ def downstream_figures(
             clean_at: dict[str, Tensor] = {}
             with lm.intervene({site: _recorder(clean_at, site) for site in gathered}):
                 clean = _Predictions(lm, batch)
+            if unread := [site for site in gathered if site not in clean_at]:  # in a second model
+                clean_at |= lm.capture(batch, None, unread)
             zero: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
             for share in shares.values():
                 share.measure(lm, batch, special, clean, clean_at, zero)
@@ -94,7 +98,7 @@ class _Share:
 
     def cuts(self) -> list[tuple[str, ...]]:
         """All written sites together, then one by one where a crosscoder writes several."""
-        sites = tuple(self.sae.target_sites)
+        sites = tuple(site for site in self.sae.target_sites if not is_compared(site))
         return [sites, *((site,) for site in sites)] if _needs_all_sites(self.sae) else [sites]
 
     def measure(

@@ -27,7 +27,8 @@ from sae.trainer import train
 
 WIDTH_SHARE = 4
 ACTIVE = 4
-TOTAL_ROWS = 1_000_000
+EPOCHS = 200
+MAX_ROWS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +52,10 @@ class MetaSAE:
         return asdict(self)
 
 
-def meta_sae(sae: SAE, *, total_rows: int = TOTAL_ROWS, seed: int = 0) -> MetaSAE:
+def meta_sae(sae: SAE, *, total_rows: int | None = None, seed: int = 0) -> MetaSAE:
     """Trains a meta-SAE on an SAE's decoder rows (and one on shuffled rows, as a control) and scores it.
+
+    Each row comes 200 times, but no more than a million rows in all, unless `total_rows` says otherwise.
 
     Raises:
         ValueError: fewer than 64 latents.
@@ -60,6 +63,7 @@ def meta_sae(sae: SAE, *, total_rows: int = TOTAL_ROWS, seed: int = 0) -> MetaSA
     if sae.config.d_sae < 64:
         raise ValueError(f"a meta-SAE of {sae.config.d_sae} latents says nothing, expected 64 or more: use a wider SAE")
     rows = unit_rows(sae.W_dec.detach()).cpu()
+    total_rows = total_rows or min(MAX_ROWS, EPOCHS * len(rows))
     generator = torch.Generator().manual_seed(seed)
     mixed = torch.stack([column[torch.randperm(len(rows), generator=generator)] for column in rows.T], 1)
     found, control = (_trained(each, total_rows, seed) for each in (rows, unit_rows(mixed)))

@@ -7,6 +7,7 @@ where they came from.
 
 from __future__ import annotations
 
+import json
 import sys
 from contextlib import closing
 from enum import StrEnum
@@ -131,18 +132,31 @@ def train(
     config: ConfigArgument,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run exactly where it stopped.")] = False,
+    init_from: Annotated[
+        str | None, typer.Option("--init-from", metavar="SAE_DIR", help="Start from this SAE's weights (any format).")
+    ] = None,
 ) -> None:
-    """Train every SAE of the config, from the run's store or straight from the model.
+    """Train every SAE of the config in as few passes as possible, from the run's store or straight from the model.
+
+    SAEs of any kinds at any sites share one pass; each has its own metrics and resumes exactly. With
+    [bold]train.trackers=\\[tensorboard][/bold] metrics go there too.
 
     [dim]glassbox train demo out=runs/a saes.0.k=64[/dim]
 
     [dim]glassbox train demo out=runs/a saes.0.k=64 --resume[/dim]
+
+    [dim]glassbox train sweep out=runs/sweep train.epochs=1[/dim]
+
+    [dim]glassbox train demo out=runs/b --init-from runs/a/sae/resid_post.2/topk[/dim]
     """
     import configs
     from features import run
 
-    for result in run.run_train(configs.load(run.RunConfig, config, overrides or []), resume=resume):
-        typer.echo(f"SAE: {result.path}")
+    given = list(overrides or [])
+    if init_from is not None:
+        given.append(f"train.init_from={json.dumps(init_from)}")
+    for result in run.run_train(configs.load(run.RunConfig, config, given), resume=resume):
+        typer.echo(f"SAE: {result.path} (EV {result.metrics.explained_variance:.3f}, L0 {result.metrics.l0:.1f})")
 
 
 @app.command()
@@ -150,24 +164,39 @@ def evaluate(
     sae_dirs: Annotated[list[Path], typer.Argument(metavar="SAE_DIR...", help="Folders of trained SAEs.")],
     model: ModelOption = None,
     data: DataOption = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for the HTML page.")] = None,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--probe",
+            metavar="SET",
+            help="Probe on labelled text: topics, forms, sentiment, subjects, or a .jsonl or .csv file; repeatable.",
+        ),
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Add the meta-SAE, absorption, SCR and TPP: minutes for each SAE.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="The HTML page, or a folder for it.")
+    ] = None,
 ) -> None:
-    """Measure SAEs on held-out text: reconstruction, sparsity, and what the language model loses.
+    """Measure SAEs on held-out text: reconstruction, sparsity, redundancy, and what the language model loses.
 
-    Model and data default to those recorded in each SAE. Writes [bold]metrics.json[/bold] and
-    [bold]evaluation.html[/bold].
+    Several SAEs stand in one table, and those of the same site are compared with each other. Model and data default to
+    those recorded in each SAE. Writes [bold]metrics.json[/bold] into each folder, and [bold]evaluation.html[/bold] and
+    [bold]evaluation.json[/bold] into the first.
 
     [dim]glassbox evaluate runs/a/sae/resid_post.2/topk[/dim]
-    """
-    from features import run
-    from ui.render import report, tables
 
-    results: dict[str, Any] = {}
-    for folder in sae_dirs:
-        name = "/".join(folder.resolve().parts[-2:])  # site and name of the SAE
-        results[str(folder) if name in results else name] = run.run_evaluate(folder, model=model, data=data)
-    tables.show(tables.evaluation_table(results))
-    typer.echo(f"Page: {report.write_evaluation_report(results, (out or sae_dirs[0]) / 'evaluation.html')}")
+    [dim]glassbox evaluate runs/a/sae/resid_post.2/* --probe topics --out report.html[/dim]
+    """
+    from features import evaluation_run
+    from ui.render import evaluation, tables
+
+    page = out or sae_dirs[0]
+    page = page if page.suffix == ".html" else page / "evaluation.html"
+    result = evaluation_run.evaluate_folders(sae_dirs, model, data, probe=probe or (), full=full)
+    tables.show(tables.evaluation_table(result), *tables.comparison_tables(result))
+    typer.echo(f"Page: {evaluation.write_evaluation_report(result, page)}")
 
 
 @app.command()

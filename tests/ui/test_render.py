@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,14 +15,20 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from features.evaluation_run import Evaluation, Pair
+from sae import SAE, SAEConfig, evaluate
+from sae.probing import ProbeScore, ProbingReport
+from sae.stability import compare
 from tests.ui.stand_in import CANARY, DEAD, TEMPLATES, StandIn
 from ui import views
+from ui.render import curves, figures, html, tables
+from ui.render import evaluation as evaluation_render
 from ui.render import feature as render
-from ui.render import figures, html, report, tables
 
 
 class Parsed(HTMLParser):
@@ -294,9 +301,88 @@ def test_steered_text_stands_beside_the_models_own() -> None:
     assert "steered 7.5" in shown
 
 
-def test_the_evaluation_page_compares_saes() -> None:
-    metrics = SimpleNamespace(rows=lambda: [{"metric": "explained_variance", "value": 0.95}], density=(0.5, 0.001, 0.0))
-    page = report.evaluation_page({CANARY: metrics, "b": metrics})  # type: ignore[dict-item]
+def measured(names: list[str]) -> Evaluation:
+    """SAEs of one site, measured: figures, probes, stability and refusals of every kind."""
+    torch.manual_seed(0)
+    saes = {}
+    for number, name in enumerate(names):
+        saes[name] = SAE(SAEConfig(architecture="topk", d_in=16, d_sae=64, k=2 + number), {"site": "resid_post.1"})
+        for value in saes[name].parameters():
+            torch.nn.init.normal_(value)
+    metrics = {
+        name: replace(evaluate(sae, torch.randn(3, 50, 16)), ce_recovered=0.9 + 0.01 * len(name), ce_recovered_se=0.004)
+        for name, sae in saes.items()
+    }
+    facts = {
+        "architecture": CANARY,
+        "target_sites": ["resid_post.1"],
+        "d_sae": 64,
+        "model": CANARY,
+        "data": TEMPLATES,
+        "folder": ".",
+    }
+    score = ProbeScore(
+        labelled=CANARY,
+        label="a",
+        k=2,
+        accuracy=0.875,
+        auc=0.9,
+        latents=(1, 2),
+        dense_accuracy=1.0,
+        dense_auc=1.0,
+        coordinates_accuracy=0.7,
+        random_accuracy=0.5,
+        shuffled_accuracy=0.5,
+        n_test=40,
+    )
+    first, second = names
+    return Evaluation(
+        metrics=metrics,
+        facts=dict.fromkeys(names, facts),
+        stability=(
+            Pair(first=first, second=second, sites=("resid_post.1",), stability=compare(saes[first], saes[second])),
+        ),
+        probing={first: [ProbingReport((score,))]},
+        refused={first: [f"absorption: {CANARY}"]},
+    )
+
+
+def test_the_evaluation_page_compares_saes_and_is_harmless() -> None:
+    evaluation = measured([CANARY, "b"])
+    page = evaluation_render.evaluation_page(evaluation)
     is_harmless(re.sub("<style>.*</style>", "", page, flags=re.S))
-    assert Parsed(page).text.count("0.9500") == 2
-    assert "0.95" in drawn(tables.evaluation_table({"a": metrics}))
+    shown = Parsed(page).text
+    for metrics in evaluation.metrics.values():
+        assert f"{metrics.explained_variance:.4f}" in shown
+    assert f"{evaluation.stability[0].stability.mcc:.3f}" in shown
+    assert "0.875" in shown
+    assert f"absorption: {CANARY}" in shown
+    assert page.count('class="scatter"') == 2
+    assert len(re.findall(r"<g>(?:<line[^>]*>)?<circle", page)) == 4  # two SAEs on two panels
+    table = drawn(tables.evaluation_table(evaluation))
+    assert "explained_variance" in table
+    assert "0.875" in table
+    assert all("b" in drawn(part) or CANARY in drawn(part) for part in tables.comparison_tables(evaluation))
+
+
+def test_the_evaluation_page_leaves_its_numbers_beside_it(tmp_path: Path) -> None:
+    evaluation = measured(["a", "b"])
+    page = evaluation_render.write_evaluation_report(evaluation, tmp_path / "new" / "report.html")
+    content = json.loads(page.with_suffix(".json").read_text())
+    assert content["saes"]["a"]["metrics"]["l0"] == evaluation.metrics["a"].l0
+    assert content["stability"][0]["mcc"] == evaluation.stability[0].stability.mcc
+    assert content["saes"]["a"]["probing"][0]["mean"][0]["accuracy"] == 0.875
+
+
+def test_points_stand_where_their_numbers_are() -> None:
+    series = {"s": [curves.Point("low", 8, 0.5, 0.1), curves.Point("high", 128, 0.9)]}
+    picture = curves.scatter_svg(curves.Scatter(title="t", x_label="x", y_label="y", series=series, log_x=True))
+    marks = [(float(x), float(y)) for x, y in re.findall(r'<circle [^>]*cx="([\d.]+)" cy="([\d.]+)"', picture)]
+    assert marks[0][0] < marks[1][0]
+    assert marks[0][1] > marks[1][1]  # pixels grow downwards
+    error = re.search(r'<line style="[^"]*" x1="[\d.]+" x2="[\d.]+" y1="([\d.]+)" y2="([\d.]+)"', picture)
+    assert error is not None
+    assert float(error[1]) > marks[0][1] > float(error[2])
+    ticks = re.findall(r">([^<]+)</text>", picture)
+    assert {"8", "16", "32", "64", "128"} <= set(ticks)
+    assert curves.scatter_svg(curves.Scatter(title="t", x_label="x", y_label="y", series={})) == ""

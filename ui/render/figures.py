@@ -92,7 +92,7 @@ def svg(chart: Chart, height: int = 150) -> str:
             if not value:
                 continue
             tall = max((bottom - TOP) * value / top, 1.0)
-            tip = escape(f"{_short(left)} to {_short(right)}: {_short(value)} {chart.y_label}")
+            tip = escape(f"{short(left)} to {short(right)}: {short(value)} {chart.y_label}")
             start, end = at(left), at(right)
             parts.append(
                 f'<rect x="{start:.1f}" y="{bottom - tall:.1f}" width="{max(end - start - 0.8, 0.8):.1f}" '
@@ -109,12 +109,12 @@ def svg(chart: Chart, height: int = 150) -> str:
     ends = [chart.x[0], _middle(chart), chart.x[-1]] if len(chart.x) else []
     anchors = ("start", "middle", "end")
     ticks = "".join(
-        f'<text x="{at(value):.1f}" y="{bottom + 13}" text-anchor="{anchor}">{escape(_short(value))}</text>'
+        f'<text x="{at(value):.1f}" y="{bottom + 13}" text-anchor="{anchor}">{escape(short(value))}</text>'
         for value, anchor in zip(ends, anchors, strict=False)
     )
     label = f'<text x="{WIDTH / 2}" y="{bottom + 27}" text-anchor="middle">{escape(chart.x_label)}</text>'
     axis = f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>'
-    tallest = escape(f"{_short(top)} {chart.y_label}")
+    tallest = escape(f"{short(top)} {chart.y_label}")
     peak = f'<text x="{WIDTH - RIGHT}" y="{TOP + 4}" text-anchor="end">{tallest}</text>'
     return (
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(chart.title)}">'
@@ -183,7 +183,8 @@ def _between(low: float, high: float, log: bool) -> float:
     return math.sqrt(low * high) if log else (low + high) / 2
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """Returns a number in about three digits."""
     if value == 0:
         return "0"
     if abs(value) >= 10_000:

@@ -1,13 +1,12 @@
-"""Self-contained report pages: the demo's, and that of an evaluation.
+"""The self-contained report page of a run, and the names of figures on every page.
 
-Enters: results of `features` and `sae`. Leaves: one HTML file that opens anywhere, offline, light and dark, without a
+Enters: a `DemoReport`. Leaves: one HTML file that opens anywhere, offline, light and dark, without a
 script (`ui.render.html.page`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +33,37 @@ NAMES = {
     "relative_norm": "Length of reconstruction by length of input",
     "n_rows": "Rows measured",
     "n_tokens": "Tokens predicted",
+    "explained_variance_se": "Explained variance, standard error",
+    "fvu": "Fraction of variance unexplained",
+    "l1": "Sum of activations per token (L1)",
+    "relative_bias": "Relative reconstruction bias",
+    "norm_in": "Length of input",
+    "norm_out": "Length of reconstruction",
+    "alive_frac": "Live latents",
+    "common_frac": "Latents above 1 % density",
+    "activation_mean": "Activation, mean",
+    "activation_std": "Activation, standard deviation",
+    "activation_max": "Activation, largest",
+    "negative_frac": "Negative activations",
+    "rescale_q10": "Rescale factor, 10th percentile",
+    "rescale_median": "Rescale factor, median",
+    "rescale_q90": "Rescale factor, 90th percentile",
+    "decoder_max_cosine": "Nearest decoder row, mean cosine",
+    "decoder_max_cosine_q50": "Nearest decoder row, median",
+    "decoder_max_cosine_q90": "Nearest decoder row, 90th percentile",
+    "decoder_max_cosine_q99": "Nearest decoder row, 99th percentile",
+    "duplicate_frac": "Latents with a twin (cosine above 0.9)",
+    "encoder_max_cosine": "Nearest encoder row, mean cosine",
+    "encoder_decoder_cosine": "Encoder with decoder row, mean cosine",
+    "ce_recovered_se": "Cross-entropy recovered, standard error",
+    "kl_zero": "KL divergence with the site set to zero",
+    "kl_score": "KL score",
+    "consistent_activation": "Tokens fired per sequence fired in",
+    "meta_explained_variance": "Decoder variance explained by a meta-SAE",
+    "meta_explained_variance_shuffled": "The same, coordinates shuffled",
+    "absorption_fraction": "Absorption fraction",
+    "full_absorption": "Full absorption",
+    "main_latents": "Main latents per letter",
 }
 LEAD = (
     "A sparse autoencoder learned to write each activation of a language model as a sum of a few directions. Each "
@@ -43,17 +73,12 @@ DRAWN = (
     "Drawn blindly among the live ones, so good and bad appear as they are. A token's colour is the feature's "
     "activation on it, as a share of the feature's maximum; hover to read the value."
 )
-SHARES = ("dead_frac", "dense_frac")
+SHARES = ("dead_frac", "alive_frac", "dense_frac", "common_frac", "duplicate_frac", "negative_frac")
 
 
 def write_demo_report(report: DemoReport, path: Path) -> Path:
     """Writes the page of a whole run and returns its path."""
-    return _write(path, demo_page(report))
-
-
-def write_evaluation_report(results: Mapping[str, Metrics], path: Path) -> Path:
-    """Writes the page that compares SAEs and returns its path."""
-    return _write(path, evaluation_page(results))
+    return write_page(path, demo_page(report))
 
 
 def demo_page(report: DemoReport) -> str:
@@ -61,7 +86,7 @@ def demo_page(report: DemoReport) -> str:
     metrics = [
         {
             "metric": escape(NAMES.get(row["metric"], row["metric"])),
-            "value": f"<b>{escape(_value(row['metric'], row['value']))}</b>",
+            "value": f"<b>{escape(value_text(row['metric'], row['value']))}</b>",
             "target": escape(row.get("target") or ""),
             "met": _met(row.get("met")),
         }
@@ -88,25 +113,6 @@ def demo_page(report: DemoReport) -> str:
     return html.page("Glassbox: features of a run", body)
 
 
-def evaluation_page(results: Mapping[str, Metrics]) -> str:
-    """Returns the page that compares SAEs: one column for each folder."""
-    names: dict[str, dict[str, float | None]] = {}
-    for folder, metrics in results.items():
-        for row in metrics.rows():
-            names.setdefault(row["metric"], {})[folder] = row["value"]
-    columns = {"metric": "Metric"} | {folder: folder for folder in results}
-    rows = [
-        {"metric": escape(NAMES.get(name, name))}
-        | {folder: escape(_value(name, value)) for folder, value in values.items()}
-        for name, values in names.items()
-    ]
-    listed = table(columns, rows, "wrap", numbers=list(results))
-    body = (
-        f'<header class="stack"><h3>Glassbox</h3><h1>Evaluation</h1></header><section class="card">{listed}</section>'
-    )
-    return html.page("Glassbox: evaluation", body)
-
-
 def _densities(metrics: Metrics) -> str:
     return figures.svg(figures.density_chart(metrics.density))
 
@@ -116,7 +122,8 @@ def _place(metric: str) -> int:
     return list(NAMES).index(metric) if metric in NAMES else len(NAMES)
 
 
-def _value(name: str, value: object) -> str:
+def value_text(name: str, value: object) -> str:
+    """Returns a figure as people read it: shares in percent, counts with separators."""
     if value is None:
         return "not measured"
     if isinstance(value, float):
@@ -130,7 +137,8 @@ def _met(met: bool | None) -> str:
     return '<span class="good">met</span>' if met else '<span class="bad">missed</span>'
 
 
-def _write(path: Path, content: str) -> Path:
+def write_page(path: Path, content: str) -> Path:
+    """Writes a page, whole or not at all, and returns its path."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(content, encoding="utf-8")
     os.replace(partial, path)

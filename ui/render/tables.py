@@ -88,13 +88,25 @@ def drawn_table(report: Any) -> Table:
     return records_table(f"{len(rows)} features, drawn by seed", rows)
 
 
-def evaluation_table(results: Mapping[str, Any]) -> Table:
-    """Returns the metrics of several SAEs, a column each."""
-    names: dict[str, dict[str, Any]] = {}
-    for folder, metrics in results.items():
-        for row in metrics.rows():
-            names.setdefault(row["metric"], {})[folder] = row["value"]
-    return records_table("Metrics on held-out text", [{"metric": name, **values} for name, values in names.items()])
+def evaluation_table(evaluation: Any) -> Table:
+    """Returns the figures of several SAEs, a column each."""
+    return records_table("Metrics on held-out text", evaluation.rows())
+
+
+def comparison_tables(evaluation: Any) -> list[Table]:
+    """Returns how SAEs of the same site agree, and what could not be measured; nothing where there is nothing."""
+    tables = []
+    if evaluation.stability:
+        rows = [
+            {"SAE": pair.first, "compared with": pair.second}
+            | {row["metric"]: row["value"] for row in pair.stability.rows()}
+            for pair in evaluation.stability
+        ]
+        tables.append(records_table("Stability", rows))
+    if evaluation.refused:
+        reasons = [{"SAE": name, "why": why} for name, each in evaluation.refused.items() for why in each]
+        tables.append(records_table("Not measured", reasons))
+    return tables
 
 
 def steering_table(prompt: str, comparison: Any) -> Table:
