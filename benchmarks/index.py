@@ -33,7 +33,7 @@ from sae import SAE, SAEConfig
 def random_sae(lm: LanguageModel, site: str, d_sae: int, k: int) -> SAE:
     """Returns a TopK SAE with random unit directions."""
     width = lm.site_width(site)
-    sae = SAE(SAEConfig(d_in=width, d_sae=d_sae, k=k))
+    sae = SAE(SAEConfig(architecture="topk", d_in=width, d_sae=d_sae, k=k))
     directions = torch.nn.functional.normalize(
         torch.randn(d_sae, width, generator=torch.Generator().manual_seed(0)), dim=1
     )

@@ -115,7 +115,7 @@ class Learner:
                 self._calibrate(rows, rows)
             moment = self._moment()
             result = self.objective.step(self.architecture, self.parameters, batch, moment, self.scale_in)
-        self._apply(result)
+        self._apply(result, moment)
         self.architecture.observe(result, moment)
         self.silent_rows += config.batch_rows
         self.silent_rows[result.fired] = 0
@@ -125,7 +125,8 @@ class Learner:
 
     def _moment(self) -> Moment:
         config = self.config
-        return Moment(self.step, config.steps, self.silent_rows >= config.dead_after_rows, config.seed)
+        dead = self.silent_rows >= config.dead_after_rows
+        return Moment(self.step, config.steps, dead, config.seed, config.batch_rows)
 
     def _read(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         x = self._side_by_side(batch, self.sites)
@@ -153,9 +154,9 @@ class Learner:
             self.architecture.constrain(self.parameters)
         self.optimizer.restart()
 
-    def _apply(self, result: StepResult) -> None:
+    def _apply(self, result: StepResult, moment: Moment) -> None:
         config, gradients = self.config, result.gradients
-        self.architecture.project(self.parameters, gradients)
+        self.architecture.project(self.parameters, gradients, moment)
         if config.clip_norm is not None:
             norm = torch.stack([gradient.pow(2).sum() for gradient in gradients.values()]).sum().sqrt()
             for gradient in gradients.values():

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.config import TrainSettings
+from sae.config import TrainConfig
 
 Constraint = Callable[[dict[str, Tensor]], None]
 
@@ -43,7 +43,7 @@ class Signum(torch.optim.Optimizer):
 class Optimizer:
     """One optimiser over named parameters, with a state that can be saved."""
 
-    def __init__(self, settings: TrainSettings, parameters: dict[str, Tensor], constrain: Constraint) -> None:
+    def __init__(self, settings: TrainConfig, parameters: dict[str, Tensor], constrain: Constraint) -> None:
         self._settings, self._parameters, self._constrain = settings, parameters, constrain
         # schedule-free: the parameters hand out y, the optimiser moves z, the mean x is what remains
         self._moved = {n: v.clone() for n, v in parameters.items()} if settings.schedule_free else parameters
@@ -123,7 +123,7 @@ class Optimizer:
         self._weight = tensors["weight"].clone()
 
 
-def _inner(settings: TrainSettings, parameters: dict[str, Tensor]) -> list[torch.optim.Optimizer]:
+def _inner(settings: TrainConfig, parameters: dict[str, Tensor]) -> list[torch.optim.Optimizer]:
     # the schedule-free average takes momentum's place
     beta1 = 0.0 if settings.schedule_free else settings.beta1
     if settings.optimizer == "signum":
@@ -139,15 +139,15 @@ def _inner(settings: TrainSettings, parameters: dict[str, Tensor]) -> list[torch
     return [_adam(settings, parameters, beta1)]
 
 
-def _adam(settings: TrainSettings, parameters: dict[str, Tensor], beta1: float) -> torch.optim.Optimizer:
+def _adam(settings: TrainConfig, parameters: dict[str, Tensor], beta1: float) -> torch.optim.Optimizer:
     groups = _groups(settings, parameters)
     return torch.optim.Adam(groups, lr=settings.lr, betas=(beta1, settings.beta2), fused=True)
 
 
-def _groups(settings: TrainSettings, parameters: dict[str, Tensor]) -> list[dict[str, Any]]:
+def _groups(settings: TrainConfig, parameters: dict[str, Tensor]) -> list[dict[str, Any]]:
     """Returns the parameters with their share of the rate: one group, or the decoder apart."""
-    if settings.decoder_lr_scale == 1 or "W_dec" not in parameters:
+    if settings.decoder_rate_share == 1 or "W_dec" not in parameters:
         return [{"params": list(parameters.values()), "scale": 1.0}]
     others = [value for name, value in parameters.items() if name != "W_dec"]
-    decoder = {"params": [parameters["W_dec"]], "scale": settings.decoder_lr_scale}
+    decoder = {"params": [parameters["W_dec"]], "scale": settings.decoder_rate_share}
     return [{"params": others, "scale": 1.0}, decoder] if others else [decoder]

@@ -49,6 +49,8 @@ class Moment(NamedTuple):
     """Latents that have been silent for long."""
     seed: int = 0
     """The run's seed, for what is drawn anew in each step."""
+    batch_rows: int = 0
+    """Rows in one step."""
 
     @property
     def progress(self) -> float:
@@ -243,7 +245,7 @@ class Architecture:
             return warmth * default(config.sparsity_coefficient, self.initial_coefficient)
         return warmth * (self.buffers["log_coefficient"] + 0.5 * self._excess()).exp()
 
-    def project(self, parameters: Parameters, gradients: dict[str, Tensor]) -> None:
+    def project(self, parameters: Parameters, gradients: dict[str, Tensor], moment: Moment) -> None:
         """Removes, in place, the part of the decoder's gradient that the unit norm takes back."""
         if self.config.has_unit_decoder:
             W_dec = parameters["W_dec"]

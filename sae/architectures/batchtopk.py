@@ -58,7 +58,8 @@ class BatchTopK(TopK):
 
 def as_jumprelu(config: SAEConfig) -> SAEConfig:
     """Returns the config under which an SAE trained on batches is saved."""
-    plain: dict[str, Any] = dict(k=None, k_start=None, matryoshka_widths=None, sparsity_warmup_frac=None)
+    unread = ("k", "k_start", "matryoshka_widths", "sparsity_warmup_frac", "separation", "separation_cosine")
+    plain: dict[str, Any] = dict.fromkeys(unread)
     if config.activation is not None:
         return replace(config, activation="jumprelu", **plain)
     return replace(config, architecture="jumprelu", **plain)

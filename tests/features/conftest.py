@@ -58,7 +58,7 @@ def pack(lm: Any, documents: dict[str, str], context_tokens: int = CONTEXT_TOKEN
 
 def random_sae(lm: Any, rows: Rows, d_sae: int = 96, k: int = 6) -> SAE:
     """A TopK SAE whose latents are random directions; the last four never fire."""
-    sae = SAE(SAEConfig(d_in=32, d_sae=d_sae, k=k))
+    sae = SAE(SAEConfig(architecture="topk", d_in=32, d_sae=d_sae, k=k))
     generator = torch.Generator().manual_seed(3)
     directions = torch.nn.functional.normalize(torch.randn(d_sae, 32, generator=generator), dim=1)
     with torch.no_grad():

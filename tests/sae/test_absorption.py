@@ -125,7 +125,10 @@ def test_a_model_that_does_not_know_letters_is_refused_by_what_it_lacks(tiny_lm:
 
 
 def test_words_of_the_embedded_vocabulary_are_read_at_themselves(embedded_lm: Any) -> None:
-    sae = SAE(SAEConfig(d_in=embedded_lm.d_model, d_sae=64, k=8), {"site": "embed", "data": {"prepend_bos": True}})
+    sae = SAE(
+        SAEConfig(architecture="topk", d_in=embedded_lm.d_model, d_sae=64, k=8),
+        {"site": "embed", "data": {"prepend_bos": True}},
+    )
     found = dict(vocabulary_words(embedded_lm))
     assert len(found) > 1000
     assert all(word.strip().isalpha() for word in found.values())
@@ -152,7 +155,7 @@ def texts(n: int = 240, cue: float = 3.0) -> tuple[Pooled, list[str], list[str]]
 
 
 def coordinates(d: int = 12) -> SAE:
-    sae = SAE(SAEConfig(d_in=d, d_sae=d, k=d))
+    sae = SAE(SAEConfig(architecture="topk", d_in=d, d_sae=d, k=d))
     sae.W_enc.data, sae.W_dec.data = torch.eye(d), torch.eye(d)
     return sae
 

@@ -16,6 +16,7 @@ from sae.architectures.architecture import geometric_median
 from sae.architectures.clt import decoder_mask
 from sae.architectures.crosscoder import model_difference, norm_shares
 from sae.architectures.jumprelu import Jump, Step
+from sae.architectures.separated import overlap_gradient
 from sae.architectures.transcoder import linear_map
 from sae.config import ARCHITECTURES, SINGLE_SITE, TOP_K_FAMILY
 
@@ -213,6 +214,47 @@ def test_gated_holds_the_decoder_still_in_its_auxiliary_term() -> None:
     gradients = architecture.step(parameters, x, y, Moment(9, 10)).gradients
     assert gradients["W_dec"].abs().max() == 0
     assert gradients["W_enc"].abs().max() > 0
+
+
+@pytest.mark.parametrize("rows", [slice(0, 30), slice(7, 19)])
+def test_the_overlap_gradient_is_that_of_the_priced_overlap(rows: slice) -> None:
+    torch.manual_seed(0)
+    W_dec = torch.nn.functional.normalize(torch.randn(30, 5, dtype=torch.float64), dim=1)
+    leaf = W_dec.clone().requires_grad_()
+    cosines = leaf @ leaf.T - torch.eye(30)
+    (3.0 * (cosines.abs() - 0.2).relu().pow(2).sum(1).mean()).backward()
+    assert leaf.grad is not None
+    # the diagonal of the product is no overlap; its gradient points along the row, which the unit norm takes back
+    expected = leaf.grad - (leaf.grad * W_dec).sum(1, keepdim=True) * W_dec
+    got = overlap_gradient(W_dec, rows, 3.0, 0.2)
+    got = got - (got * W_dec[rows]).sum(1, keepdim=True) * W_dec[rows]
+    torch.testing.assert_close(got, expected[rows])
+
+
+def test_separation_keeps_decoder_rows_apart_and_resumes_to_the_bit(tmp_path: Path) -> None:
+    """Small batches renew only a part of the overlap's gradient in each step; what is stored survives a resume."""
+    sae = settings("separated_batchtopk", d_sae=96)
+    plain = train(config(tmp_path / "plain", settings("batchtopk")), shaped(sae)).sae
+    run: dict[str, Any] = dict(checkpoint_every_steps=60)
+    whole = train(config(tmp_path / "whole", sae, **run), shaped(sae)).sae
+
+    def overlap(sae: SAE) -> float:
+        rows = torch.nn.functional.normalize(sae.W_dec.detach(), dim=1)
+        return float(((rows @ rows.T).fill_diagonal_(0).abs() - 0.2).relu().mean())
+
+    assert overlap(whole) < 0.7 * overlap(plain)
+
+    def broken() -> Any:
+        for place, piece in enumerate(shaped(sae)):
+            if place == 180:
+                raise KeyboardInterrupt
+            yield piece
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config(tmp_path / "broken", sae, **run), broken())
+    resumed = train(config(tmp_path / "broken", sae, **run), shaped(sae), resume=True).sae
+    for name, value in whole.tensors.items():
+        assert torch.equal(value, resumed.tensors[name]), name
 
 
 # Formulas

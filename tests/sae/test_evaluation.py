@@ -20,7 +20,7 @@ TRUE = planted.directions()
 
 
 def random_sae(d_in: int = 32, d_sae: int = 80, k: int = 5) -> SAE:
-    sae = SAE(SAEConfig(d_in=d_in, d_sae=d_sae, k=k))
+    sae = SAE(SAEConfig(architecture="topk", d_in=d_in, d_sae=d_sae, k=k))
     for value in (sae.W_enc, sae.W_dec, sae.b_enc, sae.b_dec):
         torch.nn.init.normal_(value, std=0.3)
     return sae
@@ -52,7 +52,7 @@ def test_explained_variance_does_not_depend_on_how_rows_are_cut() -> None:
 
 def test_the_mean_as_reconstruction_explains_nothing() -> None:
     x = torch.cat(list(planted.rows(500, TRUE)))
-    sae = SAE(SAEConfig(d_in=32, d_sae=4, k=1))
+    sae = SAE(SAEConfig(architecture="topk", d_in=32, d_sae=4, k=1))
     sae.b_dec.data = x.mean(0)
     assert evaluate(sae, [x]).explained_variance == pytest.approx(0.0, abs=1e-5)
 
@@ -208,7 +208,8 @@ def test_a_cross_layer_transcoder_computes_with_what_it_has_written() -> None:
 def test_several_saes_share_the_untouched_and_the_ablated_run() -> None:
     lm = LinearLM()
     saes = {
-        name: randomized(SAEConfig(d_in=32, d_sae=80, k=k), site="resid_post.0") for name, k in (("a", 2), ("b", 9))
+        name: randomized(SAEConfig(architecture="topk", d_in=32, d_sae=80, k=k), site="resid_post.0")
+        for name, k in (("a", 2), ("b", 9))
     }
     x = torch.randn(900, 32)
     tokens = torch.randint(1, 20, (6, 9))
@@ -226,8 +227,8 @@ def every_architecture() -> list[SAEConfig]:
     return [
         *(SAEConfig(**shape, architecture=name, k=5) for name in ("topk", "abstopk", "matching_pursuit")),
         *(SAEConfig(**shape, architecture=name) for name in ("standard", "gated", "jumprelu")),
-        SAEConfig(**shape, k=5, normalize_activations="layer_norm"),
-        SAEConfig(**shape, k=5, normalize_activations="constant_norm_rescale"),
+        SAEConfig(architecture="topk", **shape, k=5, normalize_activations="layer_norm"),
+        SAEConfig(architecture="topk", **shape, k=5, normalize_activations="constant_norm_rescale"),
     ]
 
 
@@ -264,7 +265,7 @@ def test_figures_of_latents_equal_their_definitions_for_every_architecture(confi
 
 
 def test_a_latent_that_writes_half_of_what_it_should_is_told_to_double() -> None:
-    sae = SAE(SAEConfig(d_in=8, d_sae=8, k=8))
+    sae = SAE(SAEConfig(architecture="topk", d_in=8, d_sae=8, k=8))
     sae.W_enc.data, sae.W_dec.data = torch.eye(8), torch.eye(8)
     sae.W_enc.data[3] *= 0.5
     metrics = evaluate(sae, [torch.rand(500, 8) + 0.1])
@@ -274,7 +275,7 @@ def test_a_latent_that_writes_half_of_what_it_should_is_told_to_double() -> None
 
 
 def test_redundancy_finds_the_twin_of_a_direction() -> None:
-    sae = SAE(SAEConfig(d_in=32, d_sae=20, k=2))
+    sae = SAE(SAEConfig(architecture="topk", d_in=32, d_sae=20, k=2))
     sae.W_dec.data = torch.eye(32)[:20] * torch.arange(1, 21)[:, None]
     sae.W_enc.data = torch.eye(32)[:20]
     sae.W_dec.data[7] = sae.W_dec.data[2] * 5
@@ -320,7 +321,12 @@ def test_no_rows_and_half_a_model_are_refused() -> None:
     with pytest.raises(ValueError, match="only one of lm and tokens"):
         evaluate(random_sae(), [torch.randn(5, 32)], lm=LinearLM())
     with pytest.raises(ValueError, match="got no tokens"):
-        evaluate(randomized(SAEConfig(d_in=32, d_sae=9, k=2), site="a"), [torch.randn(5, 32)], lm=LinearLM(), tokens=[])
+        evaluate(
+            randomized(SAEConfig(architecture="topk", d_in=32, d_sae=9, k=2), site="a"),
+            [torch.randn(5, 32)],
+            lm=LinearLM(),
+            tokens=[],
+        )
 
 
 def test_records_leave_out_what_was_not_measured() -> None:

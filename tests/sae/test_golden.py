@@ -23,7 +23,7 @@ GOLDEN = Path(__file__).with_name("golden.json")
 
 def loss_curve(out: Path) -> list[float]:
     config = TrainConfig(
-        sae=SAEConfig(d_in=32, d_sae=128, k=6, auxk_alpha=1 / 32),
+        sae=SAEConfig(architecture="topk", d_in=32, d_sae=128, k=6, auxk_alpha=1 / 32),
         total_rows=256 * 60,
         batch_rows=256,
         lr=2e-3,

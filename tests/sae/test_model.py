@@ -15,7 +15,9 @@ from sae.formats import saelens_hook
 
 @pytest.fixture
 def sae() -> SAE:
-    made = SAE(SAEConfig(d_in=12, d_sae=40, k=4), {"site": "resid_post.3", "model_name": "embedded"})
+    made = SAE(
+        SAEConfig(architecture="topk", d_in=12, d_sae=40, k=4), {"site": "resid_post.3", "model_name": "embedded"}
+    )
     for value in (made.W_enc, made.W_dec, made.b_enc, made.b_dec):
         torch.nn.init.normal_(value, std=0.4)
     return made
@@ -138,7 +140,7 @@ def test_damaged_json_and_unknown_formats_are_named(sae: SAE, tmp_path: Path) ->
 
 def test_an_sae_without_a_site_says_so() -> None:
     with pytest.raises(ValueError, match="names no site"):
-        _ = SAE(SAEConfig(d_in=2, d_sae=2, k=1)).site
+        _ = SAE(SAEConfig(architecture="topk", d_in=2, d_sae=2, k=1)).site
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from sae.probing import probe_saes, sparse_probing
 
 def identity_sae(d: int) -> SAE:
     """Latent i is coordinate i, its positive part."""
-    sae = SAE(SAEConfig(d_in=d, d_sae=d, k=d))
+    sae = SAE(SAEConfig(architecture="topk", d_in=d, d_sae=d, k=d))
     sae.W_enc.data, sae.W_dec.data = torch.eye(d), torch.eye(d)
     return sae
 
@@ -121,7 +121,9 @@ def test_every_label_of_several_is_a_task_of_its_own() -> None:
 
 
 def test_pooled_codes_are_the_means_over_a_texts_own_tokens(tiny_lm: Any) -> None:
-    sae = SAE(SAEConfig(d_in=32, d_sae=48, k=4), {"site": "resid_post.1", "data": {"prepend_bos": True}})
+    sae = SAE(
+        SAEConfig(architecture="topk", d_in=32, d_sae=48, k=4), {"site": "resid_post.1", "data": {"prepend_bos": True}}
+    )
     for value in sae.parameters():
         torch.nn.init.normal_(value, std=0.3)
     other = identity_sae(32)
@@ -143,7 +145,7 @@ def test_pooled_codes_are_the_means_over_a_texts_own_tokens(tiny_lm: Any) -> Non
 
 @pytest.mark.parametrize("normalization", ["none", "layer_norm"])
 def test_taking_latents_out_of_means_equals_taking_them_out_of_every_token(tiny_lm: Any, normalization: Any) -> None:
-    config = SAEConfig(d_in=32, d_sae=48, k=4, normalize_activations=normalization)
+    config = SAEConfig(architecture="topk", d_in=32, d_sae=48, k=4, normalize_activations=normalization)
     sae = SAE(config, {"site": "resid_post.1"})
     for value in sae.parameters():
         torch.nn.init.normal_(value, std=0.3)

@@ -27,7 +27,7 @@ TRUE = planted.directions()
 
 def config(out: Path, **changes: object) -> TrainConfig:
     settings: dict = dict(
-        sae=SAEConfig(d_in=32, d_sae=96, k=6),
+        sae=SAEConfig(architecture="topk", d_in=32, d_sae=96, k=6),
         total_rows=256 * 40,
         batch_rows=256,
         lr=3e-3,
@@ -45,7 +45,8 @@ def weights(path: Path) -> bytes:
 
 def test_planted_features_are_recovered(tmp_path: Path) -> None:
     result = train(
-        config(tmp_path, total_rows=256 * 600, sae=SAEConfig(d_in=32, d_sae=96, k=8)), planted.rows(256 * 600, TRUE)
+        config(tmp_path, total_rows=256 * 600, sae=SAEConfig(architecture="topk", d_in=32, d_sae=96, k=8)),
+        planted.rows(256 * 600, TRUE),
     )
     learned = torch.nn.functional.normalize(result.sae.W_dec.detach(), dim=1)
     best = (TRUE @ learned.T).max(1).values
@@ -235,7 +236,7 @@ def test_exactly_total_rows_are_enough(tmp_path: Path) -> None:
 
 def test_auxk_revives_dead_latents(tmp_path: Path) -> None:
     true, run = planted.directions(400, 64), dict(total_rows=512 * 400, batch_rows=512, lr=3e-2, log_every_steps=400)
-    bare = SAEConfig(d_in=64, d_sae=400, k=8, auxk_alpha=0.0)
+    bare = SAEConfig(architecture="topk", d_in=64, d_sae=400, k=8, auxk_alpha=0.0)
     without, helped = (
         train(
             config(tmp_path / name, sae=sae, dead_after_tokens=512 * 20, **run),
@@ -267,8 +268,9 @@ import sys, torch
 sys.path.insert(0, {here!r})
 import planted
 from sae import SAEConfig, TrainConfig, train
-config = TrainConfig(sae=SAEConfig(d_in=32, d_sae=512, k=6), total_rows=256 * 400, batch_rows=256, out=sys.argv[1],
-                     device="cpu", checkpoint_every_steps=5, log_every_steps=3)
+sae = SAEConfig(architecture="topk", d_in=32, d_sae=512, k=6)
+config = TrainConfig(sae=sae, total_rows=256 * 400, batch_rows=256, out=sys.argv[1], device="cpu",
+                     checkpoint_every_steps=5, log_every_steps=3)
 train(config, planted.rows(256 * 400, planted.directions()), resume=True)
 """
 
