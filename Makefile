@@ -33,3 +33,4 @@ bench: setup
 	$(BIN)/python -m benchmarks.step --write
 	$(BIN)/python -m benchmarks.harvest --write
 	$(BIN)/python -m benchmarks.index --write
+	$(BIN)/python -m benchmarks.many --write
