@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sae.formats import hooks
 from sae.formats.canonical import Reading, known
-from sae.formats.files import read_settings, read_tensors, take, width_of
+from sae.formats.files import number, read_settings, read_tensors, scalar, take, width_of
 
 CONFIG = "config.yaml"
 _THRESHOLD = "activation_function.threshold"
@@ -34,10 +34,7 @@ def read(file: Path) -> Reading:
         tensors["W_enc"] = encoder.T
     shapes = {"W_enc": (d_sae, d_out), "W_dec": (d_sae, d_out), "b_enc": (d_sae,), "b_dec": (d_out,)}
     shapes |= {name: shape for name, shape in ((_THRESHOLD, (d_sae,)), ("W_skip", (d_out, d_out))) if name in tensors}
-    extra = sorted(set(tensors) - set(shapes) - {"k"})
-    if extra:
-        raise ValueError(f"{file} holds {', '.join(extra)}, expected {', '.join(shapes)}: it is no such transcoder")
-    taken = take(tensors, shapes, file, "its biases")
+    taken = take(tensors, shapes, file, "its biases", besides=("k",))
     config: dict[str, Any] = {
         "architecture": "skip_transcoder" if "W_skip" in taken else "transcoder",
         "activation": "relu",
@@ -51,10 +48,9 @@ def read(file: Path) -> Reading:
         config["activation"] = "jumprelu"
         taken["threshold"] = _positive(taken.pop(_THRESHOLD), file)
     elif "k" in tensors or settings.get("activation") == "topk":
-        k = tensors["k"].item() if "k" in tensors else settings.get("k", "")
-        if not str(k).isdigit():
-            raise ValueError(f"{file.parent / CONFIG} says activation topk and k={k!r}, expected a number: add k")
-        config |= {"activation": "topk", "k": int(k)}
+        said = settings.get("k", "")
+        k = scalar(tensors, "k", file) if "k" in tensors else int(said) if said.isdigit() else None
+        config |= {"activation": "topk", "k": number({"k": k}, "k", file.parent / CONFIG)}
     layer = re.search(r"layer_(\d+)", file.name)
     return Reading(config, taken, _metadata(settings, [int(layer[1])] if layer else []))
 
@@ -77,8 +73,8 @@ def read_clt(folder: Path) -> Reading:
         shapes = {f"W_enc_{layer}": (d_sae, d_out), f"b_enc_{layer}": (d_sae,), f"b_dec_{layer}": (d_out,)}
         if f"threshold_{layer}" in encoder:
             shapes[f"threshold_{layer}"] = (d_sae,)
-        taken = take(encoder, shapes, enc_file) | take(
-            decoder, {f"W_dec_{layer}": (d_sae, n_sites - layer, d_out)}, dec_file, enc_file.name
+        taken = take(encoder, shapes, enc_file, besides=()) | take(
+            decoder, {f"W_dec_{layer}": (d_sae, n_sites - layer, d_out)}, dec_file, enc_file.name, besides=()
         )
         part = {name.removesuffix(f"_{layer}"): value for name, value in taken.items()}
         if "threshold" in part:

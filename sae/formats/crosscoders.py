@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sae.formats import hooks
 from sae.formats.canonical import Reading, known
-from sae.formats.files import number, read_json, take, width_of
+from sae.formats.files import number, read_json, scalar, section, take, text, width_of
 
 _NORMALIZERS = ("activation_mean", "activation_std", "activation_global_scale", "target_rms")
 _CODE_NORMS = {1: "crosscoder", 2: "sae", 3: "mixed", 4: "none", 5: "decoupled"}
@@ -43,14 +43,14 @@ def read_stacked(file: Path, tensors: dict[str, Any]) -> Reading:
             )
     shapes = {"W_enc": (n_sites, d_in, d_sae), "W_dec": (d_sae, n_sites, d_in), "b_enc": (d_sae,),
               "b_dec": (n_sites, d_in)}  # fmt: skip
-    taken = take(tensors, shapes, file)
+    taken = take(tensors, shapes, file, besides=())
     canonical = {
         "W_enc": taken["W_enc"].permute(2, 0, 1).reshape(d_sae, n_sites * d_in),
         "W_dec": taken["W_dec"].reshape(d_sae, n_sites * d_in),
         "b_enc": taken["b_enc"],
         "b_dec": taken["b_dec"].reshape(n_sites * d_in),
     }
-    model, site = hooks.hub_model(content.get("model_name")), hooks.site_of(content.get("hook_point"))
+    model, site = hooks.hub_model(text(content, "model_name", where)), hooks.site_of(text(content, "hook_point", where))
     metadata = known(
         site=site,
         sites=[site, f"compare:{site}"] if site and n_sites == 2 else None,
@@ -71,10 +71,7 @@ def read_layered(file: Path, tensors: dict[str, Any]) -> Reading:
     n_sites, d_in = encoder.shape[0], encoder.shape[1]
     shapes = {"encoder.weight": (n_sites, d_in, d_sae), "encoder.bias": (d_sae,),
               "decoder.weight": (n_sites, d_sae, d_in), "decoder.bias": (n_sites, d_in)}  # fmt: skip
-    extra = sorted(set(tensors) - set(shapes) - {*_NORMALIZERS, "code_normalization_id", "threshold", "k"})
-    if extra:
-        raise ValueError(f"{file} holds {', '.join(extra)}, expected {', '.join(shapes)}: it is no such crosscoder")
-    taken = take(tensors, shapes, file)
+    taken = take(tensors, shapes, file, besides=(*_NORMALIZERS, "code_normalization_id", "threshold", "k"))
     decoder = taken["decoder.weight"]
     config = _config("relu", d_in, d_sae, n_sites)
     canonical = {
@@ -89,7 +86,7 @@ def read_layered(file: Path, tensors: dict[str, Any]) -> Reading:
     _fold_standardisation(tensors, canonical, (n_sites, d_in), file)
     where = file.parent / "config.json"
     content = read_json(where) if where.is_file() else {}
-    trainer = dict(content.get("trainer") or {})
+    trainer = section(content, "trainer", where)
     layer, model = trainer.get("layer"), trainer.get("lm_name")
     site = f"resid_post.{layer}" if isinstance(layer, int) and layer >= 0 else None
     metadata = known(
@@ -114,41 +111,34 @@ def _config(activation: str, d_in: int, d_sae: int, n_sites: int) -> dict[str, A
 
 
 def _threshold(tensors: dict[str, Any], decoder: Tensor, file: Path) -> Tensor:
-    kind = tensors.get("code_normalization_id")
-    name = _CODE_NORMS.get(int(kind.item())) if isinstance(kind, Tensor) and kind.numel() == 1 else "crosscoder"
-    threshold = tensors["threshold"]
-    if name not in ("crosscoder", "sae", "none") or threshold.ndim:
+    name = _CODE_NORMS.get(int(scalar(tensors, "code_normalization_id", file, default=1)))
+    if name not in ("crosscoder", "sae", "none"):
         raise ValueError(
-            f"{file} normalises codes as `{name}` with {threshold.numel()} thresholds, expected crosscoder, sae or "
-            "none with one: such crosscoders cannot be opened"
+            f"{file} normalises codes as `{name}`, expected crosscoder, sae or none: such crosscoders cannot be opened"
         )
-    if threshold.item() < 0:
+    threshold = scalar(tensors, "threshold", file)
+    if threshold < 0:
         raise ValueError(
-            f"{file} holds threshold={threshold.item():g}, which training had not set yet: give a file of a longer run"
+            f"{file} holds threshold={threshold:g}, expected one that training has set: give a file of a longer run"
         )
     norms = {"crosscoder": decoder.norm(dim=2).sum(dim=0), "sae": decoder.norm(dim=(0, 2))}
     norm = norms.get(name, torch.ones(decoder.shape[1]))
-    return threshold.float().reshape(1) / norm.clamp(min=1e-30)
+    return threshold / norm.clamp(min=1e-30)
 
 
 def _fold_standardisation(
     tensors: dict[str, Any], canonical: dict[str, Tensor], shape: tuple[int, int], file: Path
 ) -> None:
     """Folds x → (x − mean)·scale before encoding and its inverse after decoding."""
-    if not {"activation_mean", "activation_std"} <= set(tensors):
+    if not {"activation_mean", "activation_std"} & set(tensors):
         return
-    mean, std = tensors["activation_mean"].float(), tensors["activation_std"].float()
+    taken = take(tensors, {"activation_mean": shape, "activation_std": shape}, file, "the encoder")
+    mean, std = taken["activation_mean"], taken["activation_std"]
     if bool(mean.isnan().any()) or bool(std.isnan().any()):  # the file's way to say that none is used
         return
-    if mean.shape != shape or std.shape != shape:
-        raise ValueError(
-            f"{file} holds activation_mean {tuple(mean.shape)} and activation_std {tuple(std.shape)}, expected {shape} "
-            "for both: the file is damaged"
-        )
-    target = float(tensors.get("target_rms", torch.tensor(1.0)))
-    together = target / ((std**2).sum() + 1e-8).sqrt()
-    stored = tensors.get("activation_global_scale", together)
-    if torch.isclose(stored.float(), together, rtol=1e-4):  # one scale, which keeps relative variances
+    together = scalar(tensors, "target_rms", file, default=1.0) / ((std**2).sum() + 1e-8).sqrt()
+    stored = torch.tensor(scalar(tensors, "activation_global_scale", file, default=together.item()))
+    if torch.isclose(stored, together, rtol=1e-4):  # one scale, which keeps relative variances
         factors = together.expand(shape)
     elif stored.item() == 1.0:  # each element its own
         factors = 1 / (std + 1e-8)

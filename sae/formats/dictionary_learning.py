@@ -17,7 +17,19 @@ from torch import Tensor
 
 from sae.formats import hooks
 from sae.formats.canonical import Reading, known, move_b_dec
-from sae.formats.files import Shapes, number, read_json, read_tensors, take, write_json, write_pickle
+from sae.formats.files import (
+    Shapes,
+    number,
+    read_json,
+    read_tensors,
+    real,
+    scalar,
+    section,
+    take,
+    text,
+    write_json,
+    write_pickle,
+)
 
 if TYPE_CHECKING:
     from sae.model import SAE
@@ -62,8 +74,8 @@ def read(file: Path) -> Reading:
     if not where.is_file():
         raise ValueError(f"{file} has no {CONFIG} beside it, expected one that names its class: copy both files")
     content = read_json(where)
-    trainer = content.get("trainer")
-    if not isinstance(trainer, dict) or "dict_class" not in trainer:
+    trainer = section(content, "trainer", where)
+    if "dict_class" not in trainer:
         raise ValueError(
             f"{where} names no trainer.dict_class, expected dictionary_learning's config: copy its own file"
         )
@@ -71,10 +83,9 @@ def read(file: Path) -> Reading:
     if name not in _CLASSES:
         raise ValueError(f"{where}: class `{name}` is not available, expected one of {', '.join(_CLASSES)}")
     architecture, subtracts, names = _CLASSES[name]
-    state = read_tensors(file)
-    factor = None
+    state, factor = read_tensors(file), 1.0
     if isinstance(state.get("ae"), dict):
-        state, factor = state["ae"], state.get("norm_factor")
+        state, factor = state["ae"], real(state, "norm_factor", file, default=1.0)
     d_in, d_sae = number(trainer, "activation_dim", where), number(trainer, "dict_size", where)
     tensors = _take(state, names, d_in, d_sae, file)
     config: dict[str, Any] = {
@@ -86,13 +97,13 @@ def read(file: Path) -> Reading:
     }
     if architecture == "topk":
         config["k"] = _k(state, trainer, where)
-        take(state, {"threshold": ()} if "threshold" in state else {}, file, name)
+        scalar(state, "threshold", file, default=-1.0)
     elif architecture == "jumprelu" and "threshold" not in tensors:
-        tensors["threshold"] = _threshold(state, file).expand(d_sae).clone()
-    if factor is not None:
+        tensors["threshold"] = torch.full((d_sae,), _threshold(state, file))
+    if factor != 1.0:
         for bias in {"b_enc", "b_dec", "threshold", "b_gate", "b_mag"} & set(tensors):
-            tensors[bias] = tensors[bias] * float(factor)
-    return Reading(config, tensors, _metadata(trainer, content, name))
+            tensors[bias] = tensors[bias] * factor
+    return Reading(config, tensors, _metadata(trainer, section(content, "buffer", where), name, where))
 
 
 def _take(state: dict[str, Any], names: dict[str, str], d_in: int, d_sae: int, file: Path) -> dict[str, Tensor]:
@@ -102,12 +113,8 @@ def _take(state: dict[str, Any], names: dict[str, str], d_in: int, d_sae: int, f
         "W_dec": (d_in, d_sae) if linear else (d_sae, d_in),
         "b_dec": (d_in,),
     }
-    taken = take(state, {their: sizes.get(our, (d_sae,)) for our, their in names.items()}, file, CONFIG)
-    extra = sorted(set(state) - set(names.values()) - {"k", "threshold", "group_sizes"})
-    if extra:
-        raise ValueError(
-            f"{file} holds {', '.join(extra)} besides {', '.join(names.values())}: the class in {CONFIG} is another one"
-        )
+    shapes = {their: sizes.get(our, (d_sae,)) for our, their in names.items()}
+    taken = take(state, shapes, file, f"the class in {CONFIG}", besides=("k", "threshold", "group_sizes"))
     tensors = {our: taken[their] for our, their in names.items()}
     turned = "W_dec" if linear else "W_enc"
     tensors[turned] = tensors[turned].T.contiguous()
@@ -115,31 +122,29 @@ def _take(state: dict[str, Any], names: dict[str, str], d_in: int, d_sae: int, f
 
 
 def _k(state: dict[str, Any], trainer: dict[str, Any], where: Path) -> int:
-    stored = state.get("k")
-    if isinstance(stored, Tensor):
-        stored = int(stored.item())
-    if stored is not None and trainer.get("k") not in (None, stored):
-        raise ValueError(f"{where} says k={trainer['k']}, the weights k={stored}: the files do not belong together")
-    return int(stored) if stored is not None else number(trainer, "k", where)
+    if "k" not in state:
+        return number(trainer, "k", where)
+    stored = scalar(state, "k", where)
+    if trainer.get("k") not in (None, stored):
+        raise ValueError(f"{where} says k={trainer['k']}, expected {stored:g} by the weights: the files do not match")
+    return number({"k": stored}, "k", where)
 
 
-def _threshold(state: dict[str, Any], file: Path) -> Tensor:
-    threshold = state.get("threshold")
-    if not isinstance(threshold, Tensor) or threshold.ndim:
-        raise ValueError(f"{file} holds no scalar threshold, expected the one learned for inference: give a later file")
-    if threshold.item() < 0:
+def _threshold(state: dict[str, Any], file: Path) -> float:
+    threshold = scalar(state, "threshold", file)
+    if threshold < 0:
         raise ValueError(
-            f"{file} holds threshold={threshold.item():g}, which training had not set yet: give a file of a longer run"
+            f"{file} holds threshold={threshold:g}, expected one that training has set: give a file of a longer run"
         )
-    return threshold.float().reshape(1)
+    return threshold
 
 
-def _metadata(trainer: dict[str, Any], content: dict[str, Any], name: str) -> dict[str, Any]:
-    model, submodule, layer = trainer.get("lm_name"), trainer.get("submodule_name"), trainer.get("layer")
+def _metadata(trainer: dict[str, Any], buffer: dict[str, Any], name: str, where: Path) -> dict[str, Any]:
+    model, submodule = text(trainer, "lm_name", where), text(trainer, "submodule_name", where)
+    layer = trainer.get("layer")
     site = hooks.site_of(submodule, model) if submodule else None
-    if site is None and layer is not None:
+    if site is None and isinstance(layer, int):
         site = f"resid_post.{layer}"
-    buffer = content.get("buffer") or {}
     training = {"BatchTopKSAE": "batchtopk", "MatryoshkaBatchTopKSAE": "matryoshka_batchtopk"}.get(name)
     if trainer.get("trainer_class") == "PAnnealTrainer":
         training = "p_anneal"

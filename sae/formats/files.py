@@ -12,7 +12,7 @@ import pickle
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +147,27 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__
 
 
-def take(tensors: Mapping[str, Any], shapes: Shapes, where: Path, by: str = "the other tensors") -> dict[str, Tensor]:
+def take(
+    tensors: Mapping[str, Any],
+    shapes: Shapes,
+    where: Path,
+    by: str = "the other tensors",
+    besides: Collection[str] | None = None,
+) -> dict[str, Tensor]:
     """Returns the named tensors as float32, each of exactly the expected shape.
 
+    `besides` names what else the file may hold; None leaves that open.
+
     Raises:
-        ValueError: one is missing, is no tensor of numbers, or has another shape than `by` says.
+        ValueError: one is missing, is no tensor of real numbers, or has another shape than `by` says; or the file holds
+            what it should not.
     """
+    extra = sorted(set(tensors) - set(shapes) - set(besides)) if besides is not None else []
+    if extra:
+        raise ValueError(
+            f"{where} holds {', '.join(extra[:6])}, expected only {', '.join(shapes)} by {by}: the files do not belong "
+            "together"
+        )
     taken: dict[str, Tensor] = {}
     for name, shape in shapes.items():
         value = tensors.get(name)
@@ -161,8 +176,21 @@ def take(tensors: Mapping[str, Any], shapes: Shapes, where: Path, by: str = "the
             raise ValueError(
                 f"{where} holds {name} of shape {got}, expected {shape} by {by}: the files do not belong together"
             )
+        if value.is_complex() or value.dtype == torch.bool:
+            raise ValueError(f"{where} holds {name} of type {value.dtype}, expected real numbers: give an SAE's file")
         taken[name] = value.float().contiguous()
     return taken
+
+
+def scalar(tensors: Mapping[str, Any], name: str, where: Path, default: float | None = None) -> float:
+    """Returns a single finite number of a file; ValueError where it is something else, or missing without a default."""
+    value = tensors.get(name)
+    if value is None and default is not None:
+        return default
+    single = float(take(tensors, {name: ()}, where, "its meaning")[name].item())
+    if single != single or abs(single) == float("inf"):
+        raise ValueError(f"{where} holds {name}={single}, expected a number: the file is damaged")
+    return single
 
 
 def width_of(tensors: Mapping[str, Any], name: str, where: Path) -> int:
@@ -181,3 +209,28 @@ def number(content: Mapping[str, Any], name: str, where: Path) -> int:
         got = f"says {name}={value!r}" if name in content else f"lacks '{name}'"
         raise ValueError(f"{where} {got}, expected a positive whole number: restore the file or convert the SAE again")
     return int(value)
+
+
+def real(content: Mapping[str, Any], name: str, where: Path, default: float | None = None) -> float:
+    """Returns a positive number of a config; ValueError where it is something else, or missing without a default."""
+    value = content.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        got = f"says {name}={value!r}" if name in content else f"lacks '{name}'"
+        raise ValueError(f"{where} {got}, expected a positive number: restore the file or convert the SAE again")
+    return float(value)
+
+
+def text(content: Mapping[str, Any], name: str, where: Path) -> str | None:
+    """Returns a string of a config, or None where there is none; ValueError where it is something else."""
+    value = content.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{where} says {name}={value!r}, expected a string: restore the file")
+    return value or None
+
+
+def section(content: Mapping[str, Any], name: str, where: Path) -> dict[str, Any]:
+    """Returns an object within a config, empty where there is none; ValueError where it is something else."""
+    value = content.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{where} says {name}={value!r}, expected an object: restore the file")
+    return dict(value or {})

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sae.formats import hooks
 from sae.formats.canonical import Reading, known
-from sae.formats.files import read_json, read_tensors, take, width_of
+from sae.formats.files import read_json, read_tensors, take, text, width_of
 
 WEIGHTS, CONFIG, WEIGHTS_2 = "params.npz", "config.json", "params.safetensors"
 _STREAMS = {"res": "resid_post", "mlp": "mlp_out", "att": "head_out"}
@@ -53,15 +53,16 @@ def read(folder: Path, origin: str) -> Reading:
 def read_2(folder: Path) -> Reading:
     """Reads one folder of the second release: an SAE, a transcoder, or a cross-layer transcoder."""
     content = read_json(folder / CONFIG)
-    kind = str(content.get("type") or "sae")
+    kind = text(content, "type", folder / CONFIG) or ("clt" if not (folder / WEIGHTS_2).is_file() else "sae")
     if content.get("architecture") != "jump_relu" or kind not in ("sae", "transcoder", "clt"):
         raise ValueError(
             f"{folder / CONFIG} says type={kind!r}, architecture={content.get('architecture')!r}, expected a sae, "
             "transcoder or clt with jump_relu: such files cannot be opened"
         )
-    model = str(content.get("model_name") or "").replace("-v3", "-3")
+    model = (text(content, "model_name", folder / CONFIG) or "").replace("-v3", "-3")
     model = model if "/" in model or not model else f"google/{model}"
-    source, target = content.get("hf_hook_point_in"), content.get("hf_hook_point_out")
+    where = folder / CONFIG
+    source, target = text(content, "hf_hook_point_in", where), text(content, "hf_hook_point_out", where)
     if kind == "clt":
         return _read_clt(folder, known(model_name=model), source, target)
     file = folder / WEIGHTS_2
@@ -73,7 +74,7 @@ def read_2(folder: Path) -> Reading:
         d_out = taken["b_dec"].shape[0]
         config = {"architecture": "transcoder", "activation": "jumprelu", "d_out": d_out}
         metadata["target_sites"] = [hooks.site_of(target, model)]
-        if "affine_skip_connection" in tensors:
+        if "affine_skip_connection" in tensors or content.get("affine_connection"):
             config["architecture"] = "skip_transcoder"
             shape = {"affine_skip_connection": (taken["W_enc"].shape[1], d_out)}
             taken["W_skip"] = take(tensors, shape, file)["affine_skip_connection"].T.contiguous()
@@ -88,7 +89,9 @@ def _take(tensors: dict[str, Any], file: Path, width: int | None) -> dict[str, T
         )
     d_in = d_out  # in all releases, transcoders too
     vectors = {"b_enc": (d_sae,), "b_dec": (d_out,), "threshold": (d_sae,)}
-    taken = take(tensors, {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_out), **vectors}, file)
+    taken = take(
+        tensors, {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_out), **vectors}, file, besides=("affine_skip_connection",)
+    )
     taken["W_enc"] = taken["W_enc"].T.contiguous()
     return taken
 
@@ -118,7 +121,7 @@ def _read_clt(folder: Path, metadata: dict[str, Any], source: str | None, target
                 "whose name lacks `affine`"
             )
         shapes = {"w_enc": (d_out, d_sae), "w_dec": (d_sae, n_sites, d_out), "b_enc": (d_sae,), "b_dec": (d_out,)}
-        taken = take(tensors, {**shapes, "threshold": (d_sae,)}, file)
+        taken = take(tensors, {**shapes, "threshold": (d_sae,)}, file, besides=("affine_skip_connection",))
         taken["w_dec"][:, :layer] = 0
         parts.append(taken)
         take(parts[0], {name: tuple(value.shape) for name, value in taken.items()}, files[0], file.name)

@@ -20,7 +20,7 @@ def read(file: Path, tensors: dict[str, Any], origin: str) -> Reading:
     d_in, d_sae = width_of(tensors, "decoder_linear.bias", file), width_of(tensors, "encoder_linear.bias", file)
     shapes = {"encoder_linear.weight": (d_sae, d_in), "decoder_linear.weight": (d_in, d_sae),
               "encoder_linear.bias": (d_sae,), "decoder_linear.bias": (d_in,)}  # fmt: skip
-    taken = take(tensors, shapes, file)
+    taken = take(tensors, shapes, file, besides=())
     config = {
         "architecture": "standard",
         "d_in": d_in,

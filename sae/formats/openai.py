@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from sae.formats.canonical import Reading, known
-from sae.formats.files import number, take, width_of
+from sae.formats.files import number, section, take, text, width_of
 
 _SITES = {
     "mlp_post_act": "mlp_act",
@@ -33,8 +33,8 @@ def read(file: Path, tensors: dict[str, Any], origin: str) -> Reading:
     d_in, d_sae = width_of(tensors, "pre_bias", file), width_of(tensors, "latent_bias", file)
     shapes = {"encoder.weight": (d_sae, d_in), "decoder.weight": (d_in, d_sae), "pre_bias": (d_in,),
               "latent_bias": (d_sae,)}  # fmt: skip
-    taken = take(tensors, shapes, file)
-    function, state = tensors.get("activation", "ReLU"), tensors.get("activation_state_dict") or {}
+    taken = take(tensors, shapes, file, besides=(*_STATISTICS, "activation", "activation_state_dict"))
+    function, state = text(tensors, "activation", file) or "ReLU", section(tensors, "activation_state_dict", file)
     if function not in ("ReLU", "TopK") or (function == "TopK" and state.get("postact_fn", "ReLU") != "ReLU"):
         raise ValueError(
             f"{file} says activation={function!r} {state.get('postact_fn', '')}, expected ReLU or TopK with ReLU: such "
@@ -56,7 +56,11 @@ def read(file: Path, tensors: dict[str, Any], origin: str) -> Reading:
     if found:
         metadata["site"] = f"{_SITES[found[1]]}.{found[2]}"
     frequency = tensors.get("latents_activation_frequency")
-    if isinstance(frequency, Tensor) and frequency.shape == (d_sae,) and not bool((frequency == 1).all()):
+    if (
+        isinstance(frequency, Tensor)
+        and frequency.shape == (d_sae,)
+        and bool((frequency.isfinite() & (frequency < 1)).all())
+    ):
         metadata["density"] = frequency.float().tolist()
     canonical = {
         "W_enc": taken["encoder.weight"],

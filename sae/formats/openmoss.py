@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sae.formats import hooks
 from sae.formats.canonical import Reading, fold_decoder_norm, fold_input_scale, known
-from sae.formats.files import number, read_json, read_tensors, take
+from sae.formats.files import number, read_json, read_tensors, real, scalar, section, take, text
 
 CONFIG, WEIGHTS = "config.json", "sae_weights.safetensors"
 SCOPE_CONFIG, SCOPE_WEIGHTS = "hyperparams.json", "checkpoints/final.safetensors"
@@ -35,9 +35,13 @@ def read(folder: Path, origin: str) -> Reading:
     content, tensors = read_json(where), read_tensors(file)
     _refuse(content, where)
     d_in = number(content, "d_model", where)
-    d_sae = number(content, "d_sae", where) if content.get("d_sae") else int(d_in * float(content["expansion_factor"]))
+    d_sae = (
+        number(content, "d_sae", where)
+        if content.get("d_sae")
+        else round(d_in * real(content, "expansion_factor", where))
+    )
     taken = _take(tensors, content, d_in, d_sae, file)
-    source, target = content.get("hook_point_in"), content.get("hook_point_out")
+    source, target = text(content, "hook_point_in", where), text(content, "hook_point_out", where)
     predicts = target is not None and target != source
     function = str(content.get("act_fn", "relu")).lower()
     gated_by_norm = bool(content.get("sparsity_include_decoder_norm", True))
@@ -66,7 +70,9 @@ def read(folder: Path, origin: str) -> Reading:
         config["k"] = number(content, "top_k", where)
     if (scale_in, scale_out) != (1.0, 1.0):
         fold_input_scale(config, taken, scale_in, scale_out)
-    model = content.get("model_name") or ("meta-llama/Llama-3.1-8B" if re.search(r"Llama-?3[._]1-8B", origin) else None)
+    model = text(content, "model_name", where) or (
+        "meta-llama/Llama-3.1-8B" if re.search(r"Llama-?3[._]1-8B", origin) else None
+    )
     model = "meta-llama/Llama-3.1-8B" if model is None and "Llama-Scope" in origin else model
     metadata = known(
         site=hooks.site_of(source, model),
@@ -100,7 +106,9 @@ def _take(tensors: dict[str, Any], content: dict[str, Any], d_in: int, d_sae: in
     else:
         shapes, bias = {"W_E": (d_in, d_sae), "b_E": (d_sae,), "W_D": (d_sae, d_in)}, "b_D"
     uses_bias = content.get("use_decoder_bias", True)
-    taken = take(tensors, {**shapes, **({bias: (d_in,)} if uses_bias else {})}, file, "its config")
+    norms = [name for name in tensors if name.startswith(f"{_NORMS}.")]
+    shapes |= {bias: (d_in,)} if uses_bias else {}
+    taken = take(tensors, shapes, file, "its config", besides=(*_THRESHOLDS, *norms))
     b_dec = taken[bias] if uses_bias else torch.zeros(d_in)
     if "encoder.weight" in taken:
         encoder, decoder = taken["encoder.weight"], taken["decoder.weight"].T.contiguous()
@@ -127,13 +135,11 @@ def _scales(
     """Returns what inputs are multiplied and outputs divided by."""
     if content.get("norm_activation", "dataset-wise") != "dataset-wise":
         return 1.0, 1.0
-    recorded = content.get(_NORMS) or {}
+    recorded = section(content, _NORMS, where)
     norms: list[float] = []
     for side, hook in (("in", source), ("out", target if target is not None else source)):
-        stored = tensors.get(f"{_NORMS}.{hook}")
-        value = (
-            stored.item() if isinstance(stored, Tensor) and not stored.ndim else recorded.get(hook, recorded.get(side))
-        )
+        name = f"{_NORMS}.{hook}"
+        value = scalar(tensors, name, where) if name in tensors else recorded.get(str(hook), recorded.get(side))
         if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
             raise ValueError(
                 f"{where} says norm_activation='dataset-wise', expected one number in {_NORMS} for "

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from sae.formats.canonical import Reading, known
-from sae.formats.files import number, read_json, take, width_of
+from sae.formats.files import number, read_json, take, text, width_of
 
 
 def read(file: Path, tensors: dict[str, Any], origin: str) -> Reading:
     """Reads one layer's state dict."""
     d_in, d_sae = width_of(tensors, "b_dec", file), width_of(tensors, "b_enc", file)
     shapes = {"W_enc": (d_sae, d_in), "W_dec": (d_in, d_sae), "b_enc": (d_sae,), "b_dec": (d_in,)}
-    taken = take(tensors, shapes, file)
+    taken = take(tensors, shapes, file, besides=())
     taken["W_dec"] = taken["W_dec"].T.contiguous()
     where = file.parent / "config.json"
     content = read_json(where) if where.is_file() else {}
@@ -43,9 +43,9 @@ def read(file: Path, tensors: dict[str, Any], origin: str) -> Reading:
         "normalize_activations": "none",
     }
     layer = re.search(r"layer_?(\d+)", file.name)
-    kind = str(content.get("hook_point") or "resid_post")
+    kind = text(content, "hook_point", where) or "resid_post"
     metadata = known(
         site=f"{kind}.{layer[1]}" if layer else None,
-        model_name=content.get("base_model") or (f"Qwen/{named[1]}" if named else None),
+        model_name=text(content, "base_model", where) or (f"Qwen/{named[1]}" if named else None),
     )
     return Reading(config, taken, metadata)

@@ -20,7 +20,18 @@ from torch import Tensor
 
 from sae.formats import hooks
 from sae.formats.canonical import Reading, fold_decoder_norm, fold_input_scale, known
-from sae.formats.files import number, read_json, read_tensors, take, write_json, write_tensors
+from sae.formats.files import (
+    number,
+    read_json,
+    read_tensors,
+    real,
+    scalar,
+    section,
+    take,
+    text,
+    write_json,
+    write_tensors,
+)
 
 if TYPE_CHECKING:
     from sae.model import SAE
@@ -73,9 +84,10 @@ def read(folder: Path) -> Reading:
     config = _config(content, architecture, activation, where)
     trained = str(content["architecture"]) in ("batchtopk", "matryoshka_batchtopk")
     taken = _tensors(tensors, config, trained, folder / WEIGHTS)
-    finetuning = tensors.get("finetuning_scaling_factor")
-    if finetuning is not None:
-        taken["W_dec"] = taken["W_dec"] * finetuning.float()[:, None]
+    if "finetuning_scaling_factor" in tensors:
+        shape = {"finetuning_scaling_factor": (config["d_sae"],)}
+        factor = take(tensors, shape, folder / WEIGHTS, CONFIG)["finetuning_scaling_factor"]
+        taken["W_dec"] = taken["W_dec"] * factor[:, None]
     if content.get("rescale_acts_by_decoder_norm") and "b_enc" in taken:
         fold_decoder_norm(taken)
     unscaled = ""
@@ -89,7 +101,7 @@ def _modernize(content: dict[str, Any], tensors: dict[str, Any], where: Path) ->
     """Brings a flat `cfg.json` of SAELens < 6 (and its weights, in place) into the fields of SAELens 6."""
     new = {_OLD_NAMES.get(name, name): value for name, value in content.items()}
     function = new.get("activation_fn") or "relu"
-    settings = new.get("activation_fn_kwargs") or {}
+    settings = section(new, "activation_fn_kwargs", where)
     if function == "topk" and settings.get("k") is not None:
         new["architecture"], new["k"] = "topk", settings["k"]
     elif function != "relu":
@@ -103,12 +115,16 @@ def _modernize(content: dict[str, Any], tensors: dict[str, Any], where: Path) ->
     normalize = new.get("normalize_activations")
     if isinstance(normalize, bool) or normalize is None:
         new["normalize_activations"] = "expected_average_only_in" if normalize else "none"
-    factor = tensors.pop("scaling_factor", None)
-    if factor is not None and not torch.allclose(factor.float(), torch.ones(factor.shape)):
+    factor = None
+    if "scaling_factor" in tensors:
+        shape = {"scaling_factor": (number(new, "d_sae", where),)}
+        factor = take(tensors, shape, where.with_name(WEIGHTS), CONFIG)["scaling_factor"]
+        del tensors["scaling_factor"]
+    if factor is not None and not torch.allclose(factor, torch.ones(factor.shape)):
         if not new.get("finetuning_scaling_factor"):
             raise ValueError(
-                f"{where} says finetuning_scaling_factor=false, but the weights hold a scaling_factor that is not one: "
-                "the files do not belong together"
+                f"{where} says finetuning_scaling_factor=false, expected true: the weights hold a scaling_factor that "
+                "is not one"
             )
         tensors["finetuning_scaling_factor"] = factor
     new["metadata"] = {name: new[name] for name in _FACTS if new.get(name) is not None}
@@ -152,7 +168,7 @@ def _config(content: dict[str, Any], architecture: str, activation: str | None, 
         config["k"] = number(content, "k", where)
     elif architecture == "matching_pursuit":
         config["k"] = number(content, "k", where) if content.get("k") is not None else None
-        config["residual_threshold"] = float(content.get("residual_threshold", 1e-2))
+        config["residual_threshold"] = real(content, "residual_threshold", where, default=1e-2)
     if architecture in ("transcoder", "skip_transcoder", "clt"):
         config["d_out"] = number(content, "d_out", where) if "d_out" in content else config["d_in"]
     if architecture in ("crosscoder", "clt"):
@@ -167,11 +183,12 @@ def _tensors(tensors: dict[str, Any], config: dict[str, Any], trained: bool, whe
     tensors = dict(tensors)
     thresholded = "jumprelu" in (config["architecture"], config.get("activation"))
     if trained and "topk_threshold" in tensors:
-        threshold = take(tensors, {"topk_threshold": ()}, where, CONFIG)["topk_threshold"]
+        threshold = scalar(tensors, "topk_threshold", where)
         tensors = {name: value for name, value in tensors.items() if name != "topk_threshold"}
-        tensors["threshold"] = threshold.expand(d_sae)
+        tensors["threshold"] = torch.full((d_sae,), threshold)
     if thresholded and "log_threshold" in tensors:
-        tensors["threshold"] = tensors.pop("log_threshold").float().exp()
+        tensors["threshold"] = take(tensors, {"log_threshold": (d_sae,)}, where, CONFIG)["log_threshold"].exp()
+        del tensors["log_threshold"]
     shapes: dict[str, tuple[int, ...]] = {"W_dec": (d_sae, d_out * n_sites), "b_dec": (d_out * n_sites,)}
     if config["architecture"] != "matching_pursuit":
         shapes = {"W_enc": (reads, d_sae), **shapes}
@@ -179,13 +196,9 @@ def _tensors(tensors: dict[str, Any], config: dict[str, Any], trained: bool, whe
         shapes |= dict.fromkeys((*latents, *(("threshold",) if thresholded else ())), (d_sae,))
     if config["architecture"] == "skip_transcoder":
         shapes["W_skip"] = (d_out, d_in)
-    extra = sorted(set(tensors) - set(shapes) - {"finetuning_scaling_factor", "W_enc"})
-    if extra:
-        raise ValueError(
-            f"{where} holds {', '.join(extra)} besides what architecture `{config['architecture']}` has "
-            f"({', '.join(shapes)}): the files do not belong together"
-        )
-    taken = take(tensors, shapes, where, CONFIG)
+    besides = ("finetuning_scaling_factor", "W_enc")
+    by = f"architecture `{config['architecture']}` of {CONFIG}"
+    taken = take(tensors, shapes, where, by, besides)
     if "W_enc" in taken:
         taken["W_enc"] = taken["W_enc"].T.contiguous()
     else:  # tied
@@ -207,9 +220,10 @@ def _fold_scaler(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor
 
 
 def _metadata(folder: Path, content: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    metadata = {name: value for name, value in dict(content["metadata"]).items() if value is not None}
-    model = hooks.hub_model(metadata.get("model_name"))
-    hook, out = metadata.get("hook_name"), metadata.get("hook_name_out")
+    where = folder / CONFIG
+    metadata = {name: value for name, value in section(content, "metadata", where).items() if value is not None}
+    model = hooks.hub_model(text(metadata, "model_name", where))
+    hook, out = text(metadata, "hook_name", where), text(metadata, "hook_name_out", where)
     if metadata.get("hook_head_index") is None:
         metadata.setdefault("site", hooks.site_of(hook, model))
     else:  # one head alone is no site
@@ -270,7 +284,7 @@ def _content(sae: SAE) -> dict[str, Any]:
         "hook_name": hooks.saelens_hook(extra.get("site")),
         "hook_name_out": hooks.saelens_hook(targets[0]),
         "hook_head_index": None,
-        "hf_hook_name": extra.get("module_path"),
+        "hf_hook_name": extra.get("module_path", extra.get("hf_hook_name")),
         "context_size": data.get("context_tokens"),
         "prepend_bos": data.get("prepend_bos"),
         "dataset_path": data.get("source"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae.formats import hooks
 from sae.formats.canonical import Reading, known, move_b_dec
-from sae.formats.files import number, read_json, read_tensors, take, write_json, write_tensors
+from sae.formats.files import number, read_json, read_tensors, take, text, write_json, write_tensors
 
 if TYPE_CHECKING:
     from sae.model import SAE
@@ -27,7 +27,8 @@ def read(folder: Path) -> Reading:
     content = read_json(where)
     root = read_json(folder.parent / ROOT) if (folder.parent / ROOT).is_file() else {}
     d_in = number(content, "d_in", where)
-    d_sae = int(content.get("num_latents") or 0) or d_in * number(content, "expansion_factor", where)
+    wide = content.get("num_latents")  # 0 or missing: by the expansion factor
+    d_sae = number(content, "num_latents", where) if wide else d_in * number(content, "expansion_factor", where)
     function = content.get("activation", "topk")
     if function != "topk":
         raise ValueError(f"{where} says activation={function!r}, expected topk: such SAEs cannot be opened")
@@ -36,7 +37,7 @@ def read(folder: Path) -> Reading:
     shapes = {"encoder.weight": (d_sae, d_in), "encoder.bias": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
     if skips:
         shapes["W_skip"] = (d_in, d_in)
-    taken = take(read_tensors(folder / WEIGHTS), shapes, folder / WEIGHTS, CONFIG)
+    taken = take(read_tensors(folder / WEIGHTS), shapes, folder / WEIGHTS, CONFIG, besides=())
     tensors = {"W_enc": taken.pop("encoder.weight"), "b_enc": taken.pop("encoder.bias"), **taken}
     config: dict[str, Any] = {
         "architecture": "abstopk" if content.get("signed") else "topk",
@@ -54,7 +55,7 @@ def read(folder: Path) -> Reading:
 
 
 def _metadata(folder: Path, root: dict[str, Any], predicts: bool) -> dict[str, Any]:
-    model = root.get("model")
+    model = text(root, "model", folder.parent / ROOT)
     site = hooks.site_of(folder.name, model)
     sites: dict[str, Any] = {"site": site}
     if predicts and site:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -296,7 +296,7 @@ def test_a_config_cut_off_is_refused_in_one_line(case: Case, tmp_path: Path) -> 
 
 IGNORED = {
     "stats_last_nonzero", "latents_activation_frequency", "latents_mean_square", "k", "group_sizes", "target_rms",
-    "activation_global_scale", "code_normalization_id", "scaling_factor",
+    "activation_global_scale", "code_normalization_id",
 }  # fmt: skip
 
 
@@ -394,7 +394,7 @@ def changed(file: Path, **changes: Any) -> None:
         ("saelens_topk", "cfg.json", {"architecture": "temporal"}, "architecture `temporal` is not available"),
         ("saelens_topk", "cfg.json", {"k": None}, "says k=None, expected a positive whole number"),
         ("saelens_topk", "cfg.json", {"k": F + 1}, "must lie between 1 and d_sae"),
-        ("saelens_topk", "cfg.json", {"architecture": "gated"}, "holds b_enc besides what architecture `gated` has"),
+        ("saelens_topk", "cfg.json", {"architecture": "gated"}, "holds b_enc, expected .* by architecture `gated`"),
         ("saelens_transcoder", "cfg.json", {"normalize_activations": "layer_norm"}, "for a transcoder, expected none"),
         ("saelens_5_standard", "cfg.json", {"activation_fn_str": "tanh-relu"}, "says activation_fn='tanh-relu'"),
         ("saelens_5_finetuned", "cfg.json", {"finetuning_scaling_factor": False}, "a scaling_factor that is not one"),
@@ -422,6 +422,45 @@ def test_what_cannot_be_read_exactly_is_refused_by_name(
     one_line(error.value)
 
 
+def keys_of(content: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in content.items():
+        yield (*above, key)
+        if isinstance(value, dict):
+            yield from keys_of(value, (*above, key))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["saelens_topk", "saelens_jumprelu_skip_transcoder", "saelens_matching_pursuit", "saelens_5_topk", "dl_topk",
+     "sparsify_topk", "gemma_2_skip_transcoder", "gemma_2_clt", "openmoss_jumprelu", "llama_scope",
+     "qwen_scope_with_config", "crosscoder_stacked"],
+)  # fmt: skip
+def test_no_value_of_a_config_can_crash_a_reader(name: str, tmp_path: Path) -> None:
+    made = CASES[name](tmp_path)
+    refusals: list[str] = []
+    for file in sorted(tmp_path.rglob("*.json")):
+        whole = file.read_text()
+        for path in keys_of(json.loads(whole)):
+            for value in ("word", -1, [1, 2], None):
+                content = json.loads(whole)
+                section = content
+                for key in path[:-1]:
+                    section = section[key]
+                if value is None:
+                    del section[path[-1]]
+                else:
+                    section[path[-1]] = value
+                file.write_text(json.dumps(content))
+                try:
+                    load(made)
+                except ValueError as error:
+                    refusals.append(one_line(error))
+        file.write_text(whole)
+    assert len(refusals) > 2
+    assert all("expected" in message for message in refusals)
+    load(made)
+
+
 def test_what_a_state_dict_says_is_refused_by_name_too(tmp_path: Path) -> None:
     made = CASES["openai_topk"](tmp_path / "a")
     rewrite(made.path, "activation", "Gelu")
@@ -429,11 +468,11 @@ def test_what_a_state_dict_says_is_refused_by_name_too(tmp_path: Path) -> None:
         load(made)
     made = CASES["dl_batchtopk"](tmp_path / "b")
     rewrite(made.path / "ae.pt", "threshold", torch.tensor(-1.0))
-    with pytest.raises(ValueError, match="threshold=-1, which training had not set yet"):
+    with pytest.raises(ValueError, match="threshold=-1, expected one that training has set"):
         load(made)
     made = CASES["dl_topk"](tmp_path / "c")
     rewrite(made.path / "ae.pt", "k", torch.tensor(9))
-    with pytest.raises(ValueError, match=r"says k=5, the weights k=9"):
+    with pytest.raises(ValueError, match=r"says k=5, expected 9 by the weights"):
         load(made)
     made = CASES["crosscoder_layered_batchtopk"](tmp_path / "d")
     rewrite(made.path / "model.safetensors", "code_normalization_id", torch.tensor(5))
