@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sae.formats import hooks
 from sae.formats.canonical import Reading, known
-from sae.formats.files import read_json, read_tensors, take, text, width_of
+from sae.formats.files import number, read_json, read_tensors, take, text, width_of
 
 WEIGHTS, CONFIG, WEIGHTS_2 = "params.npz", "config.json", "params.safetensors"
 _STREAMS = {"res": "resid_post", "mlp": "mlp_out", "att": "head_out"}
@@ -67,7 +67,7 @@ def read_2(folder: Path) -> Reading:
         return _read_clt(folder, known(model_name=model), source, target)
     file = folder / WEIGHTS_2
     tensors = {("W_" + name[2:] if name[:2] == "w_" else name): value for name, value in read_tensors(file).items()}
-    taken = _take(tensors, file, content.get("width"))
+    taken = _take(tensors, file, number(content, "width", where) if "width" in content else None)
     config: dict[str, Any] = {"architecture": "jumprelu"}
     metadata: dict[str, Any] = {"model_name": model, "site": hooks.site_of(source, model)}
     if kind == "transcoder" or "affine_skip_connection" in tensors or source != target:
