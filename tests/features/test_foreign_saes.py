@@ -1,0 +1,80 @@
+"""SAEs of other projects are indexed and browsed as they are: what they read, and how, is in their own files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from activations import LanguageModel
+from features import Dictionary
+from features.run import index_sae
+
+D, LATENTS = 256, 48
+
+
+def directions() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.nn.functional.normalize(torch.randn(LATENTS, D, generator=generator), dim=1)
+
+
+def dictionary_learning(folder: Path) -> Path:
+    trainer = {"dict_class": "AutoEncoderTopK", "activation_dim": D, "dict_size": LATENTS, "k": 4,
+               "layer": 1, "lm_name": "embedded", "submodule_name": "resid_post_layer_1"}  # fmt: skip
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {"ctx_len": 64}}))
+    w = directions()
+    state = {"encoder.weight": w, "encoder.bias": torch.zeros(LATENTS), "decoder.weight": w.T.contiguous(),
+             "b_dec": torch.zeros(D), "k": torch.tensor(4), "threshold": torch.tensor(-1.0)}  # fmt: skip
+    torch.save(state, folder / "ae.pt")
+    return folder
+
+
+def sparsify(folder: Path) -> Path:
+    inner = folder / "layers.1"
+    inner.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model": "embedded", "ctx_len": 64, "hookpoints": ["layers.1"]}))
+    (inner / "cfg.json").write_text(json.dumps({"num_latents": LATENTS, "k": 4, "d_in": D, "expansion_factor": 1}))
+    w = directions()
+    tensors = {"encoder.weight": w, "W_dec": w.clone(), "encoder.bias": torch.zeros(LATENTS), "b_dec": torch.zeros(D)}
+    save_file(tensors, inner / "sae.safetensors")
+    return inner
+
+
+def saelens(folder: Path) -> Path:
+    metadata = {
+        "model_name": "embedded",
+        "hook_name": "blocks.1.hook_resid_post",
+        "context_size": 64,
+        "prepend_bos": True,
+    }
+    content = {"architecture": "jumprelu", "d_in": D, "d_sae": LATENTS, "dtype": "float32", "device": "cuda",
+               "apply_b_dec_to_input": False, "normalize_activations": "none", "metadata": metadata}  # fmt: skip
+    folder.mkdir()
+    (folder / "cfg.json").write_text(json.dumps(content))
+    w = directions()
+    tensors = {"W_enc": w.T.contiguous(), "W_dec": w, "b_enc": torch.zeros(LATENTS), "b_dec": torch.zeros(D),
+               "threshold": torch.full((LATENTS,), 0.5)}  # fmt: skip
+    save_file(tensors, folder / "sae_weights.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("write", [dictionary_learning, sparsify, saelens])
+def test_a_foreign_sae_is_indexed_and_opened_without_editing(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    folder = write(tmp_path / "theirs")
+    text = tmp_path / "text.py"
+    text.write_text("def read(path):\n    return open(path).read()\n" * 60)
+    built = index_sae(folder, data=str(text), out=tmp_path / "dictionary", overrides=["total_tokens=600"])
+    assert built.info["data"]["context_tokens"] == 64
+    with torch.no_grad():
+        opened = Dictionary.open(tmp_path / "dictionary", model=LanguageModel.load("embedded"))
+        assert opened.sae.site == "resid_post.1"
+        most = opened.sql("select feature, density from features order by density desc limit 1").to_pylist()[0]
+        assert most["density"] > 0
+        assert opened.feature(most["feature"]).examples
+        assert opened.active_on("def read(path):")
+        opened.close()
