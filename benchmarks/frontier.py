@@ -37,9 +37,7 @@ SITE = "resid_post.2"
 L0 = (8, 16, 32, 64, 128)
 ORDER = [name for name in SINGLE_SITE if name != "matching_pursuit"] + ["matching_pursuit"]
 FIGURES = ("explained_variance", "ce_recovered")
-EVALUATION_TOKENS = 65_536
-LOSS_TOKENS = 24_576
-HELDOUT = DataConfig(source="embedded", heldout_tokens=EVALUATION_TOKENS, prepend_bos=True, heldout_percent=8)
+HELDOUT = DataConfig(source="embedded", heldout_tokens=65_536, prepend_bos=True, heldout_percent=8)
 
 
 def config_of(architecture: str, l0: int, d_in: int, d_sae: int) -> SAEConfig:
@@ -62,13 +60,14 @@ def main() -> None:
     parser.add_argument("--l0", type=int, nargs="+", default=list(L0))
     parser.add_argument("--architectures", nargs="+", default=ORDER, choices=ORDER)
     parser.add_argument("--tokens", type=int, default=1_200_000, help="tokens to harvest")
+    parser.add_argument("--loss-tokens", type=int, default=32_768, help="held-out tokens that losses are measured on")
     arguments = parser.parse_args()
 
     lm = LanguageModel.load("embedded")
     store = _store(lm, arguments)
     results = RESULTS / f"frontier_{'gpu' if torch.cuda.is_available() else 'cpu'}.jsonl"
     results.parent.mkdir(exist_ok=True)
-    recipe = {name: getattr(arguments, name) for name in ("rows", "d_sae", "batch_rows", "lr", "seed")}
+    recipe = {name: getattr(arguments, name) for name in ("rows", "d_sae", "batch_rows", "lr", "seed", "loss_tokens")}
     for architecture in arguments.architectures:
         missing = [l0 for l0 in arguments.l0 if (architecture, l0) not in _measured(results, recipe)]
         if missing:
@@ -107,7 +106,7 @@ def _train_and_measure(
     trained = train_together(trainings, rows, arguments.out / "state" / architecture, resume=True)
     seconds = time.perf_counter() - began
     saes = {str(l0): result.sae.to(lm.device) for l0, result in zip(l0s, trained, strict=True)}
-    batches, tokens = _heldout(lm)
+    batches, tokens = _heldout(lm, arguments.loss_tokens)
     for l0, metrics in evaluate_together(saes, batches, lm=lm, tokens=tokens).items():
         yield {
             "architecture": architecture,
@@ -118,11 +117,11 @@ def _train_and_measure(
 
 
 @functools.cache
-def _heldout(lm: LanguageModel) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
+def _heldout(lm: LanguageModel, loss_tokens: int) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
     """Returns rows and token batches of documents never trained on; read once for all architectures."""
     heldout = token_rows(lm, HELDOUT, "heldout")
     batches = [batch.values for batch in iter_row_batches(lm, heldout, [SITE], 4096)]
-    scored = heldout[: LOSS_TOKENS // heldout.context_tokens].batches(16)
+    scored = heldout[: loss_tokens // heldout.context_tokens].batches(16)
     return batches, [part.torch_tokens(lm.device) for part in scored]
 
 

@@ -187,11 +187,11 @@ def _named(sae_dirs: Sequence[str | Path]) -> dict[str, Path]:
     """Names every folder by its last two parts (site and name), or by its whole path where that is taken."""
     named: dict[str, Path] = {}
     for folder in map(Path, sae_dirs):
-        name = "/".join(folder.resolve().parts[-2:])
-        name = name if name not in named else str(folder.resolve())
-        if name in named:
+        whole = folder.resolve()
+        if whole in {other.resolve() for other in named.values()}:
             raise ValueError(f"{folder} was given twice, expected each SAE once: leave one out")
-        named[name] = folder
+        name = "/".join(whole.parts[-2:])
+        named[name if name not in named else str(whole)] = folder
     return named
 
 

@@ -159,9 +159,8 @@ def spurious_correlation_removal(
             except NotMeasurable as reason:
                 refused.append(f"{a0}/{a1} with {b0}/{b1}: {reason}")
     if not found:
-        raise NotMeasurable(
-            f"SCR: set `{name}` offers no pair of labels ({'; '.join(refused[:2])}); use another"
-        )
+        why = "; ".join(refused[:2]) or "it has fewer than two labels of a kind"
+        raise NotMeasurable(f"SCR: set `{name}` offers no pair of labels to measure ({why}): use another set")
     removals = tuple(
         Removal(n=n, **{key: sum(each[0][place][key] for each in found) / len(found) for key in found[0][0][place]})
         for place, n in enumerate(ns)
