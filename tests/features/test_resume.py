@@ -23,17 +23,16 @@ SETTINGS = [
     "harvest.shard_rows=4096",
     "harvest.buffer_rows=8192",
 ]
-ONE = ["saes=[{sites: [resid_post.2], name: topk, d_sae: 512, k: 8}]"]
+ONE = ["saes=[{sites: [resid_post.2], name: one, d_sae: 512, k: 8}]"]
 # four kinds at three sites in one pass, with rows of outlying norm left out, and one more that trains through the model
-SEVERAL = [
-    "saes=[{sites: [resid_post.2, resid_post.4], d_sae: 128, k: 8}, "
-    "{sites: [resid_post.2], architecture: jumprelu, d_sae: 128}, "
-    "{sites: [mlp_in.1], architecture: transcoder, d_sae: 128, k: 8}, "
-    "{sites: [resid_post.2, resid_post.4], architecture: crosscoder, activation: batchtopk, d_sae: 128, k: 8}, "
-    "{sites: [resid_post.2], name: through, objective: kl, d_sae: 128, k: 8}]",
-    "data.exclude_outlier_norms=1.5",
-    "train.epochs=1",
-]
+SEVERAL_SAES = """[
+    {sites: [resid_post.2, resid_post.4], d_sae: 128, k: 8},
+    {sites: [resid_post.2], architecture: jumprelu, d_sae: 128},
+    {sites: [mlp_in.1], architecture: transcoder, d_sae: 128, k: 8},
+    {sites: [resid_post.2, resid_post.4], architecture: crosscoder, activation: batchtopk, d_sae: 128, k: 8},
+    {sites: [resid_post.2], name: through, objective: kl, d_sae: 128, k: 8},
+]"""
+SEVERAL = [f"saes={SEVERAL_SAES}", "data.exclude_outlier_norms=1.5", "train.epochs=1"]
 
 
 def start(out: Path, *more: str) -> subprocess.Popen[bytes]:

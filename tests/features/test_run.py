@@ -182,7 +182,7 @@ def test_an_sae_without_origin_asks_for_model_and_data(finished: RunConfig, tmp_
 
 
 SEVERAL = [
-    {"sites": ["resid_post.1", "resid_post.0"], "d_sae": 48, "k": 4, "seed": [0, 1]},
+    {"sites": ["resid_post.1", "resid_post.0"], "architecture": "topk", "d_sae": 48, "k": 4, "seed": [0, 1]},
     {"sites": ["resid_post.1"], "architecture": "jumprelu", "d_sae": 48, "target_l0": 4},
     {"sites": ["mlp_in.1"], "architecture": "transcoder", "d_sae": 48, "k": 4},
     {"sites": ["resid_post.0", "resid_post.1"], "architecture": "crosscoder", "d_sae": 48, "k": 4},
@@ -292,14 +292,10 @@ def test_outlying_rows_are_left_out_of_training_and_said_so(material: Path, tmp_
 
 
 def test_an_end_to_end_sae_has_a_pass_of_its_own_and_a_warm_start(material: Path, tmp_path: Path) -> None:
-    plain = several(material, tmp_path / "plain", saes=[{"sites": "resid_post.1", "d_sae": 48, "k": 4}])
-    (first,) = run_train(plain)
-    entry = {"sites": "resid_post.1", "d_sae": 48, "k": 4, "objective": "kl", "name": "through"}
-    tuned = several(
-        material,
-        tmp_path / "tuned",
-        saes=[{"sites": "resid_post.1", "d_sae": 48, "k": 4}, entry | {"init_from": str(first.path)}],
-    )
+    plain = {"sites": "resid_post.1", "architecture": "topk", "d_sae": 48, "k": 4}
+    (first,) = run_train(several(material, tmp_path / "plain", saes=[plain]))
+    entry = plain | {"objective": "kl", "name": "through"}
+    tuned = several(material, tmp_path / "tuned", saes=[plain, entry | {"init_from": str(first.path)}])
     results = run_train(tuned)
     assert [result.path.name for result in results] == ["topk", "through"]
     assert sorted(path.name for path in (tmp_path / "tuned" / "state").iterdir()) == [

@@ -15,7 +15,7 @@ def expand(*entries: dict) -> list:
 
 
 def test_lists_make_variants_at_every_site() -> None:
-    jobs = expand({"sites": ["resid_post.1", "mlp_out.0"], "d_sae": [16, 32], "k": [2, 4]})
+    jobs = expand({"sites": ["resid_post.1", "mlp_out.0"], "architecture": "topk", "d_sae": [16, 32], "k": [2, 4]})
     assert len(jobs) == 8
     assert {(job.site, job.sae.d_in) for job in jobs} == {("resid_post.1", 8), ("mlp_out.0", 6)}
     assert {job.name for job in jobs} == {f"topk_width{d}_k{k}" for d in (16, 32) for k in (2, 4)}
@@ -50,7 +50,8 @@ def test_a_list_that_is_one_setting_makes_no_variants() -> None:
 
 
 def test_a_warm_start_may_stand_in_an_entry() -> None:
-    jobs = expand({"sites": "resid_post.1", "d_sae": 16, "k": 2, "init_from": ["runs/a/topk", "runs/b/topk"]})
+    entry = {"sites": "resid_post.1", "architecture": "topk", "d_sae": 16, "k": 2}
+    jobs = expand({**entry, "init_from": ["runs/a/topk", "runs/b/topk"]})
     assert [job.settings.init_from for job in jobs] == ["runs/a/topk", "runs/b/topk"]
     assert [job.name for job in jobs] == ["topk_init_fromruns-a-topk", "topk_init_fromruns-b-topk"]
 
@@ -123,6 +124,6 @@ def test_entries_that_cannot_be_honoured_are_named(entry: dict, message: str) ->
 def test_no_entries_and_equal_names_are_refused() -> None:
     with pytest.raises(ValueError, match="`saes` is empty"):
         expand()
-    entry = {"sites": "resid_post.1", "d_sae": 16, "k": 2}
+    entry = {"sites": "resid_post.1", "architecture": "topk", "d_sae": 16, "k": 2}
     with pytest.raises(ValueError, match="two SAEs at resid_post.1 are named `topk`"):
         expand(entry, entry)
