@@ -217,19 +217,35 @@ def _measure(saes: dict[str, SAE], lm: LanguageModel, data: DataConfig) -> dict[
     scored = lm.kind == "decoder" and bool(whole.any())
     return evaluate_together(
         saes,
-        _rows(lm, rows, sites, data.exclude_special_tokens),
+        _rows(lm, rows, sites, data.exclude_special_tokens, _norm_limits(saes)),
         lm=lm if scored else None,
         tokens=tokens if scored else None,
     )
 
 
-def _rows(lm: LanguageModel, rows: TokenRows, sites: list[str], exclude: bool) -> Iterator[dict[str, Tensor]]:
+def _norm_limits(saes: dict[str, SAE]) -> dict[str, float]:
+    """The largest norms that the SAEs were trained up to: rows that one of them left out are left out for all."""
+    limits: dict[str, float] = {}
+    for sae in saes.values():
+        for site, limit in (sae.metadata.get("norm_limits") or {}).items():
+            limits[site] = min(limit, limits.get(site, limit))
+    return limits
+
+
+def _rows(
+    lm: LanguageModel, rows: TokenRows, sites: list[str], exclude: bool, limits: dict[str, float]
+) -> Iterator[dict[str, Tensor]]:
+    from activations import within_limits
     from activations.harvesting import iter_row_batches
     from activations.progress import progress
 
     with progress("evaluate", rows.n_tokens, "tok") as advance:
         for batch in iter_row_batches(lm, rows, sites, BATCH_TOKENS, exclude):
-            yield {site: value.float().to(lm.device) for site, value in batch.values.items()}
+            values = {site: value.float().to(lm.device) for site, value in batch.values.items()}
+            if limits:
+                kept = within_limits(values, limits)
+                values = {site: value[kept] for site, value in values.items()}
+            yield values
             advance(len(batch.documents))
 
 

@@ -33,7 +33,7 @@ import numpy as np
 from activations import DataConfig, HarvestConfig, ModelConfig
 from features.demo_report import DemoReport
 from features.dictionary import Dictionary
-from features.evaluation_run import run_evaluate
+from features.evaluation_run import evaluate_folders
 from features.explain import METHOD, ExplainConfig, ExplainReport, explain
 from features.index import IndexConfig, build_index, lasting_name
 from features.origin import check_site, data_of, model_of
@@ -351,7 +351,6 @@ def run_demo(config: RunConfig) -> DemoReport:
         store = run.harvest()
         stage.is_done(tokens_of, stage.of == tokens_of)
     timings["harvest"] = stage.seconds
-    measured: list[Metrics] = []
     explained: list[ExplainReport | None] = []
     dictionaries: list[Dictionary] = []
     with run.stage("train") as stage:
@@ -359,16 +358,14 @@ def run_demo(config: RunConfig) -> DemoReport:
         run.train(store, resume=True)
         stage.is_done(tokens_of, finished and stage.of == tokens_of)
     timings["train"] = stage.seconds
+    paths = [run.sae_path(job) for job in jobs]
+    with run.stage("evaluate") as stage:
+        weights = " ".join(str((path / "cfg.json").stat().st_mtime_ns) for path in paths)
+        if not stage.is_done(weights, all((path / "metrics.json").exists() for path in paths)):
+            evaluate_folders(paths, lm=run.lm)
+    timings["evaluate"] = stage.seconds
     for job in jobs:
         suffix = "" if len(jobs) == 1 else f" {job.folder}/{job.name}"
-        with run.stage(f"evaluate{suffix}") as stage:
-            path = run.sae_path(job)
-            weights = str((path / "cfg.json").stat().st_mtime_ns)
-            if stage.is_done(weights, (path / "metrics.json").exists()):
-                measured.append(Metrics(**json.loads((path / "metrics.json").read_text())))
-            else:
-                measured.append(run_evaluate(path, lm=run.lm))
-        timings[f"evaluate{suffix}"] = stage.seconds
         with run.stage(f"index{suffix}") as stage:
             before = (run.dictionary_path(job) / "dictionary.json").exists()
             dictionary = run.index(job)
@@ -388,7 +385,7 @@ def run_demo(config: RunConfig) -> DemoReport:
     report = DemoReport(
         out=str(run.out),
         dictionary=str(dictionary.path),
-        metrics=measured[0],
+        metrics=Metrics(**json.loads((paths[0] / "metrics.json").read_text())),
         timings=timings,
         features=[dictionary.feature(int(feature)) for feature in chosen],
         explained=explained[0],

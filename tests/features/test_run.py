@@ -13,12 +13,12 @@ import torch
 import configs
 from activations import DataConfig, HarvestConfig, ModelConfig
 from features import Dictionary, IndexConfig
+from features.evaluation_run import run_evaluate
 from features.explain import ExplainConfig
 from features.run import (
     RunConfig,
     index_sae,
     run_demo,
-    run_evaluate,
     run_explain,
     run_harvest,
     run_index,
@@ -289,6 +289,8 @@ def test_outlying_rows_are_left_out_of_training_and_said_so(material: Path, tmp_
     assert results[0].sae.metadata["norm_limits"] == {"resid_post.1": limits["resid_post.1"]}
     plain = run_train(several(material, tmp_path / "plain", saes=SEVERAL[:1]))
     assert not (results[0].sae.W_enc == plain[0].sae.W_enc).all()
+    rows = [run_evaluate(result[0].path).n_rows for result in (results, plain)]
+    assert rows[0] < rows[1]
 
 
 def test_an_end_to_end_sae_has_a_pass_of_its_own_and_a_warm_start(material: Path, tmp_path: Path) -> None:
