@@ -30,12 +30,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from activations.progress import progress
 from sae.logistic import Probe, f1, fit
 from sae.model import SAE
+from sae.pooling import Pooled, encoded_rows
 
 MIN_PROBE_F1 = 0.6
 MIN_LETTERS = 20
@@ -128,15 +129,12 @@ def measure_absorption(
     _check_wiring(sae)
     if len(letters) != len(x):
         raise ValueError(f"got {len(letters)} letters for {len(x)} words, expected one each: pair them again")
-    x = x.float().to(sae.W_dec.device)
+    x = x.float().cpu()
     generator = torch.Generator().manual_seed(seed)
     train = torch.zeros(len(x), dtype=torch.bool)
     train[torch.randperm(len(x), generator=generator)[: len(x) // 2]] = True
-    train = train.to(x.device)
     probes: dict[str, tuple[Probe, float]] = {}
-    marked = {
-        letter: torch.tensor([each == letter for each in letters], device=x.device) for letter in sorted(set(letters))
-    }
+    marked = {letter: torch.tensor([each == letter for each in letters]) for letter in sorted(set(letters))}
     for letter, y in marked.items():
         if min(int((y & train).sum()), int((y & ~train).sum())) < MIN_WORDS:
             continue
@@ -149,9 +147,9 @@ def measure_absorption(
             f"absorption: the dense probe reads {len(probes)} of {len(marked)} first letters of {source} with F1 above "
             f"{min_probe_f1}, expected at least {min_letters}: use a larger model (two billion parameters and more)"
         )
-    codes = torch.cat([_dense(sae, part) for part in x.split(1024)])
+    codes, W_dec = encoded_rows(sae, x), sae.W_dec.detach().float().cpu()
     found = [
-        _letter(sae, x, codes, marked[letter], train, letter, probe, quality)
+        _letter(W_dec, codes, marked[letter], train, letter, probe, quality)
         for letter, (probe, quality) in probes.items()
     ]
     return AbsorptionReport(tuple(found))
@@ -218,26 +216,20 @@ def _check_wiring(sae: SAE) -> None:
         )
 
 
-def _dense(sae: SAE, x: Tensor) -> Tensor:
-    codes = sae.encode(x)
-    dense = codes.to_dense()
-    return dense if codes.scale is None else dense * codes.scale[:, None]
-
-
 def _letter(
-    sae: SAE, x: Tensor, codes: Tensor, y: Tensor, train: Tensor, letter: str, probe: Probe, quality: float
+    W_dec: Tensor, codes: Pooled, y: Tensor, train: Tensor, letter: str, probe: Probe, quality: float
 ) -> LetterAbsorption:
     main, main_f1 = main_latents(codes, y, train)
-    direction = (probe.weight / probe.weight.norm()).to(x)
-    along = sae.W_dec @ direction
-    cosines = along / sae.W_dec.norm(dim=1).clamp(min=1e-12)
-    recognised = y & ~train & (probe.scores(x) > 0)
-    words, projections = codes[recognised], x[recognised] @ direction
+    direction = (probe.weight / probe.weight.norm()).float()
+    along = W_dec @ direction
+    cosines = along / W_dec.norm(dim=1).clamp(min=1e-12)
+    recognised = y & ~train & (probe.scores(codes.x) > 0)
+    words, projections = codes.dense(recognised), codes.x[recognised] @ direction
     contributions = words * along
-    is_other = torch.ones(len(along), dtype=torch.bool, device=x.device)
+    is_other = torch.ones(len(along), dtype=torch.bool)
     is_other[main] = False
 
-    eligible = contributions.where(is_other & (cosines >= FRACTION_COSINE), torch.zeros(())).clamp(min=0)
+    eligible = contributions.where(is_other & (cosines >= FRACTION_COSINE), 0.0).clamp(min=0)
     top = eligible.topk(min(MAX_ABSORBERS, eligible.shape[1]), dim=1)
     stand_in, own = top.values.sum(1), contributions[:, main].sum(1)
     replaced = torch.minimum(stand_in, projections - own)
@@ -263,19 +255,20 @@ def _letter(
     )
 
 
-def main_latents(codes: Tensor, y: Tensor, train: Tensor) -> tuple[Tensor, float]:
-    """Returns the latents that stand for a class, and the F1 of a probe on them: codes [n, d_sae], y and train [n]."""
-    difference = codes[train & y].mean(0) - codes[train & ~y].mean(0)
+def main_latents(codes: Pooled, y: Bool[Tensor, " n"], train: Bool[Tensor, " n"]) -> tuple[Int[Tensor, " k"], float]:
+    """Returns the latents that stand for a class, and the F1 of a probe on them."""
+    difference = codes.mean(train & y) - codes.mean(train & ~y)
     candidates = difference.topk(min(CANDIDATES, len(difference))).indices
-    ranked = candidates[_l1_weights(codes[train][:, candidates], y[train]).sort(descending=True, stable=True).indices]
-    best, chosen = -1.0, ranked[:1]
-    for k in range(1, min(MAX_MAIN_LATENTS, len(ranked)) + 1):
-        columns = codes[:, ranked[:k]]
-        quality = f1(fit(columns[train], y[train], balanced=True).scores(columns[~train]), y[~train])
+    columns = codes.columns(candidates)
+    order = _l1_weights(columns[train], y[train]).sort(descending=True, stable=True).indices
+    best, chosen = -1.0, order[:1]
+    for k in range(1, min(MAX_MAIN_LATENTS, len(order)) + 1):
+        few = columns[:, order[:k]]
+        quality = f1(fit(few[train], y[train], balanced=True).scores(few[~train]), y[~train])
         if quality <= best + F1_JUMP:
             break
-        best, chosen = quality, ranked[:k]
-    return chosen, best
+        best, chosen = quality, order[:k]
+    return candidates[chosen], best
 
 
 def _l1_weights(x: Tensor, y: Tensor, decay: float = 0.01, steps: int = 300) -> Tensor:

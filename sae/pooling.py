@@ -47,6 +47,13 @@ class Pooled:
         dense[self.texts[kept], at[kept]] = self.values[kept]
         return dense
 
+    def dense(self, chosen: Bool[Tensor, " n"]) -> Float[Tensor, "chosen d_sae"]:
+        """Returns all mean codes of a few texts."""
+        few = self[chosen]
+        dense = torch.zeros(len(few.x), self.d_sae)
+        dense[few.texts, few.latents] = few.values
+        return dense
+
     def mean(self, chosen: Bool[Tensor, " n"]) -> Float[Tensor, " d_sae"]:
         """Returns each latent's mean over some texts."""
         kept = chosen[self.texts]
@@ -103,6 +110,16 @@ def pool_texts(
                 gathered[name].append(_pooled(sae, [at[site].flatten(2) for site in sae.sites], kept))
             advance(len(ids))
     return {name: _joined(parts) for name, parts in gathered.items()}
+
+
+@torch.no_grad()
+def encoded_rows(sae: SAE, x: Float[Tensor, "n d_in"], batch_rows: int = 4096) -> Pooled:
+    """Returns single rows in the same form: every row is a text of its own."""
+    parts = []
+    for part in x.split(batch_rows):
+        alone = torch.ones(len(part), 1, dtype=torch.bool)
+        parts.append(_pooled(sae, [part[:, None]], alone))
+    return _joined(parts)
 
 
 def _with_bos(ids: list[int], bos: int | None) -> list[int]:

@@ -104,7 +104,8 @@ def test_a_split_letter_has_two_main_latents() -> None:
     codes[y & half, 3], codes[y & ~half, 6] = 1.0, 1.0
     codes[:, 8] = torch.rand(400, generator=generator)
     train = torch.rand(400, generator=generator) < 0.5
-    chosen, quality = main_latents(codes, y, train)
+    rows, latents = codes.nonzero(as_tuple=True)
+    chosen, quality = main_latents(Pooled(codes, rows, latents, codes[rows, latents], 10), y, train)
     assert sorted(chosen.tolist()) == [3, 6]
     assert quality == 1
 

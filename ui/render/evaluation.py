@@ -35,7 +35,8 @@ DENSITIES = "How often latents fire, on a logarithmic axis: a peak at the right 
 REDUNDANT = "How alike each decoder row is to its nearest other one: weight at the right is latents that say the same."
 STABLE = (
     "Latents matched one to one by decoder cosine: MCC is the mean over the smaller dictionary, found again the share "
-    "above 0.7. Only latents that fired on the held-out text take part."
+    "above 0.7. Only latents that fired on the held-out text take part. SAEs of one seed start from the same "
+    "directions, which raises all of it: compare seeds."
 )
 PROBED = (
     "Accuracy on held-out texts, half of which carry the label; averaged over labels. Dense reads whole activations; "
@@ -191,7 +192,7 @@ def _stability(evaluation: Evaluation) -> str:
     if not evaluation.stability:
         return ""
     columns = {"first": "SAE", "second": "Compared with", "mcc": "MCC", "bar": "", "found": "Found again"}
-    columns |= {"strict": "above 0.9", "nearest": "Nearest", "method": "Matched by"}
+    columns |= {"strict": "above 0.9", "nearest": "Nearest", "seeds": "Seeds", "method": "Matched by"}
     rows = [
         {
             "first": escape(pair.first),
@@ -201,12 +202,18 @@ def _stability(evaluation: Evaluation) -> str:
             "found": f"{pair.stability.above_07:.1%}",
             "strict": f"{pair.stability.above_09:.1%}",
             "nearest": f"{pair.stability.nearest:.3f}",
+            "seeds": escape(_seeds(evaluation, pair.first, pair.second)),
             "method": escape(f"{pair.stability.method}, {pair.stability.matched:,} latents"),
         }
         for pair in sorted(evaluation.stability, key=lambda pair: -pair.stability.mcc)
     ]
-    listed = table(columns, rows, numbers=("mcc", "found", "strict", "nearest"))
+    listed = table(columns, rows, "tight", numbers=("mcc", "found", "strict", "nearest"))
     return _section("Stability", STABLE, _card(listed))
+
+
+def _seeds(evaluation: Evaluation, *names: str) -> str:
+    known = [evaluation.facts[name].get("seed") for name in names]
+    return "" if None in known else " and ".join(map(str, dict.fromkeys(known)))
 
 
 def _probing(evaluation: Evaluation) -> str:
@@ -230,7 +237,7 @@ def _probing(evaluation: Evaluation) -> str:
     ]
     if not rows:
         return ""
-    listed = table({"name": "SAE", "set": "Set (labels)", "k": "k"} | shown, rows, numbers=("k", *shown))
+    listed = table({"name": "SAE", "set": "Set (labels)", "k": "k"} | shown, rows, "tight", numbers=("k", *shown))
     return _section("Sparse probing", PROBED, _card(listed))
 
 
