@@ -228,7 +228,7 @@ def _norm_limits(saes: dict[str, SAE]) -> dict[str, float]:
     limits: dict[str, float] = {}
     for sae in saes.values():
         for site, limit in (sae.metadata.get("norm_limits") or {}).items():
-            limits[site] = min(limit, limits.get(site, limit))
+            limits[site] = min(float(limit), limits.get(site, float(limit)))
     return limits
 
 
