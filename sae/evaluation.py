@@ -30,6 +30,7 @@ from sae.codes import Codes
 from sae.downstream import downstream_figures, reconstruct
 from sae.geometry import nearest_rows
 from sae.model import SAE
+from sae.sparse import RaggedCodes, code_gradients
 from sae.standard_errors import RatioSums
 
 DENSE_DENSITY = 0.1
@@ -308,11 +309,9 @@ class _RowSums:
             written = written * codes.scale[rows]
         self.fired.index_add_(0, latents, torch.ones_like(latents))
         self.latent_squares.index_add_(0, latents, written.double().pow(2))
-        step = max(1, (1 << 24) // self.width)
-        for start in range(0, len(latents), step):
-            part = slice(start, start + step)
-            missing = torch.linalg.vecdot(self.sae.W_dec[latents[part]], error[rows[part]])
-            self.latent_errors.index_add_(0, latents[part], (written[part] * missing).double())
+        ragged = RaggedCodes.of_rows(rows, len(error), latents, written)
+        missing = code_gradients(error, ragged, self.sae.W_dec)
+        self.latent_errors.index_add_(0, latents, (written * missing).double())
 
     def figures(self) -> dict[str, Any]:
         if not self.n:
