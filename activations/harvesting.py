@@ -46,7 +46,7 @@ class HarvestConfig:
     store: bool = True
     """Keep rows on disk; otherwise they go straight into training through a shuffle buffer."""
     buffer_rows: int = 262_144
-    """Rows of the shuffle buffer when nothing is stored."""
+    """Rows that are mixed together in memory: the shuffle buffer of a stream, a window of a store."""
 
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "shard_rows", "buffer_rows"):

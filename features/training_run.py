@@ -42,7 +42,7 @@ class Material:
         from activations import WithoutOutliers, stream
 
         if self.store is not None:
-            rows: Any = self.store.rows(sites, seed=seed, epochs=None)
+            rows: Any = self.store.rows(sites, seed=seed, epochs=None, window_rows=self.harvest.buffer_rows)
             available = self.store.n_rows
         else:
             rows = stream(
