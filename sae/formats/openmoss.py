@@ -47,7 +47,9 @@ def read(folder: Path, origin: str) -> Reading:
     gated_by_norm = bool(content.get("sparsity_include_decoder_norm", True))
     if function == "topk" and gated_by_norm:
         fold_decoder_norm(taken)
-    scale_in, scale_out = _scales(content, tensors, source, target, d_in, where)
+    (scale_in, scale_out), unscaled = _scales(content, tensors, source, target, d_in, where)
+    if unscaled and (predicts or is_scope):
+        raise ValueError(unscaled)
     if function == "jumprelu":
         threshold = _threshold(content, tensors, d_sae, scale_in if is_scope else 1.0, file)
         if gated_by_norm:
@@ -80,7 +82,7 @@ def read(folder: Path, origin: str) -> Reading:
         model_name=hooks.hub_model(model),
         data={"context_tokens": 1024, "prepend_bos": True} if is_scope else None,
     )
-    return Reading(config, taken, metadata)
+    return Reading(config, taken, metadata, unscaled)
 
 
 def _refuse(content: dict[str, Any], where: Path) -> None:
@@ -131,19 +133,19 @@ def _threshold(content: dict[str, Any], tensors: dict[str, Any], d_sae: int, sca
 
 def _scales(
     content: dict[str, Any], tensors: dict[str, Any], source: Any, target: Any, d_in: int, where: Path
-) -> tuple[float, float]:
-    """Returns what inputs are multiplied and outputs divided by."""
+) -> tuple[tuple[float, float], str]:
+    """Returns what inputs are multiplied and outputs divided by, and what is missing where the files do not say."""
     if content.get("norm_activation", "dataset-wise") != "dataset-wise":
-        return 1.0, 1.0
+        return (1.0, 1.0), ""
     recorded = section(content, _NORMS, where)
     norms: list[float] = []
     for side, hook in (("in", source), ("out", target if target is not None else source)):
         name = f"{_NORMS}.{hook}"
         value = scalar(tensors, name, where) if name in tensors else recorded.get(str(hook), recorded.get(side))
         if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-            raise ValueError(
-                f"{where} says norm_activation='dataset-wise', expected one number in {_NORMS} for "
-                f"{hook}: fold the norms in when saving"
+            return (1.0, 1.0), (
+                f"{where} says norm_activation='dataset-wise', expected one number in {_NORMS} for {hook}: give "
+                "input_scale=√d_model divided by the mean norm of the activations"
             )
         norms.append(float(value))
-    return d_in**0.5 / norms[0], d_in**0.5 / norms[1]
+    return (d_in**0.5 / norms[0], d_in**0.5 / norms[1]), ""

@@ -678,6 +678,17 @@ def openmoss_token_wise(root: Path) -> Foreign:
     return Foreign(root, x, (acts @ w["W_D"] + w["b_D"]) / scale, "topk", "resid_post.9")
 
 
+def openmoss_scale_given(root: Path) -> Foreign:
+    """As Llama Scope's distilled models come: linear layers, a threshold each, and norms in no file."""
+    made = openmoss_case(root, "jumprelu", True, "jumprelu")
+    w, _, scale, _ = openmoss(root, "jumprelu", True)
+    names = {"W_E": "encoder.weight", "b_E": "encoder.bias", "W_D": "decoder.weight", "b_D": "decoder.bias"}
+    stored = {names[name]: value.T if value.ndim == 2 else value for name, value in w.items()}
+    tensor_file(root / "sae_weights.safetensors", {**stored, "log_jumprelu_threshold": rand(F, seed=4)})
+    made.options = {"input_scale": scale}
+    return made
+
+
 def llama_scope(root: Path) -> Foreign:
     folder = root / "Llama3_1-8B-Base-L15M-8x"
     config = {
@@ -882,7 +893,8 @@ CASES: dict[str, Callable[[Path], Foreign]] = {
         sparsify_transcoder, sparsify_skip, sparsify_skip_older, gemma_residual, gemma_repository, gemma_attention,
         gemma_embedding, gemma_transcoder, gemma_2_sae, gemma_2_skip_transcoder, gemma_2_clt, openai_topk, openai_relu,
         openmoss_jumprelu, openmoss_jumprelu_plain, openmoss_topk, openmoss_relu, openmoss_transcoder,
-        openmoss_token_wise, llama_scope, goodfire, qwen_scope, qwen_scope_with_config, circuit_relu, circuit_turned,
+        openmoss_token_wise, openmoss_scale_given,
+        llama_scope, goodfire, qwen_scope, qwen_scope_with_config, circuit_relu, circuit_turned,
         circuit_skip_jumprelu, circuit_topk, circuit_clt, circuit_clt_jumprelu, crosscoder_stacked,
         crosscoder_stacked_scaled, crosscoder_layered, crosscoder_layered_batchtopk,
     )
