@@ -88,8 +88,12 @@ def labelled_text(name: str | Path) -> LabelledText:
     return read_labelled(name)
 
 
-def read_labelled(path: str | Path, text_field: str | None = None, label_field: str | None = None) -> LabelledText:
+def read_labelled(
+    path: str | Path, text_field: str | None = None, label_field: str | None = None, *, by_line: bool = False
+) -> LabelledText:
     """Reads JSON lines or CSV, gzipped or not; the fields default to usual names (`text`, `label`, …).
+
+    With `by_line` every line of a text is a text of its own, under the same label: for a few long texts.
 
     Raises:
         ValueError: another kind of file, a damaged one, or one without the fields.
@@ -109,10 +113,10 @@ def read_labelled(path: str | Path, text_field: str | None = None, label_field: 
     text_field = text_field or _field(records[0], TEXT_FIELDS, "text", path)
     label_field = label_field or _field(records[0], LABEL_FIELDS, "label", path)
     whole = [record for record in records if str(record.get(text_field) or "").strip() and label_field in record]
-    name = path.name.split(".")[0]
-    return LabelledText(
-        name, [str(record[text_field]) for record in whole], [str(record[label_field]) for record in whole]
-    )
+    pairs = [(str(record[text_field]), str(record[label_field])) for record in whole]
+    if by_line:
+        pairs = [(line.strip(), label) for text, label in pairs for line in text.splitlines() if line.strip()]
+    return LabelledText(path.name.split(".")[0], [text for text, _ in pairs], [label for _, label in pairs])
 
 
 def _records(content: str, kind: str) -> Iterator[dict[str, Any]]:

@@ -297,7 +297,7 @@ def test_opposite_directions_are_twins_only_where_values_may_be_negative() -> No
 
 def test_standard_errors_cover_the_spread_of_independent_repeats() -> None:
     sae = random_sae()
-    repeats = [evaluate(sae, (torch.randn(640, 32) + 1).split(10)) for _ in range(40)]
+    repeats = [evaluate(sae, (torch.randn(480, 32) + 1).split(20)) for _ in range(40)]
     spread = torch.tensor([each.explained_variance for each in repeats]).std().item()
     said = sum(each.explained_variance_se or 0 for each in repeats) / len(repeats)
     assert said == pytest.approx(spread, rel=0.4)  # the spread of 40 repeats is itself known to 11 %

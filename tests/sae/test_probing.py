@@ -205,6 +205,13 @@ def test_a_file_of_ones_own_is_read_whatever_usual_names_its_fields_have(tmp_pat
         LabelledText("one", ["a", "b"], ["1", "1"])
 
 
+def test_long_texts_are_cut_into_lines_on_request(real: Path) -> None:
+    declarations = read_labelled(real / "labelled" / "language" / "udhr.jsonl", by_line=True)
+    assert len(declarations.classes) == 28
+    assert min(list(declarations.labels).count(label) for label in declarations.classes) >= 30
+    assert not any("\n" in text for text in declarations.texts)
+
+
 @pytest.mark.parametrize(
     ("file", "classes"),
     [

@@ -65,6 +65,8 @@ NAMES = {
     "full_absorption": "Full absorption",
     "main_latents": "Main latents per letter",
 }
+HEADLINES = tuple(NAMES)[:14]
+"""Figures that a run's own page and table show; `glassbox evaluate` shows all."""
 LEAD = (
     "A sparse autoencoder learned to write each activation of a language model as a sum of a few directions. Each "
     "direction is a feature. This page shows how faithful that dictionary is, and what some of its features mean."
@@ -91,6 +93,7 @@ def demo_page(report: DemoReport) -> str:
             "met": _met(row.get("met")),
         }
         for row in sorted(report.metrics_rows(), key=lambda row: _place(row["metric"]))
+        if row["metric"] in HEADLINES
     ]
     total = sum(report.timings.values())
     timings = [

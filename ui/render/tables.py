@@ -17,6 +17,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ui.render.report import HEADLINES
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -67,6 +69,8 @@ def metrics_table(report: Any) -> Table:
     for column, justify in (("metric", "left"), ("value", "right"), ("target", "right"), ("", "left")):
         table.add_column(column, justify=justify)  # pyright: ignore[reportArgumentType]
     for row in report.metrics_rows():
+        if row["metric"] not in HEADLINES:
+            continue
         met = row.get("met")
         mark = Text("") if met is None else Text("ok", "green") if met else Text("missed", "red")
         table.add_row(text(row["metric"]), text(row["value"]), text(row.get("target") or ""), mark)
