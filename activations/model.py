@@ -6,6 +6,7 @@ at real tokens; padding never changes what real tokens compute, because position
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import threading
@@ -23,7 +24,7 @@ from torch import Tensor
 from activations.capture import Edit, Intervention, Taps
 from activations.generation import Decoding, generate_pieces
 from activations.loading import ModelConfig, open_model
-from activations.sites import EXPERIMENTAL, SiteMap
+from activations.sites import EXPERIMENTAL, SiteMap, submodule
 from activations.verification import verify
 from activations.vocabulary import vocabulary_strings
 
@@ -241,6 +242,24 @@ class LanguageModel:
             value = self.capture(tokens, None, [site])[site]
             self._widths[site] = value[0, 0].numel()
         return self._widths[site]
+
+    def mlp_norm_gain(self, layer: int) -> Float[Tensor, " d"]:
+        """Returns what the RMS norm before the MLP of a layer multiplies each element by, in float32.
+
+        Raises:
+            ValueError: the family has no norm there, or one that also shifts.
+        """
+        stack = self.site_map.stacks[-1]
+        path = stack.architecture.mid_norm
+        norm = submodule(stack.layers[layer], path) if path and 0 <= layer < len(stack.layers) else None
+        if norm is None or getattr(norm, "bias", None) is not None:
+            raise ValueError(
+                f"{self.name} has no RMS norm before the MLP of layer {layer}, expected one: give the SAE's own model"
+            )
+        # far above the norm's epsilon, every element of a constant row comes out as its gain
+        constant = torch.full((self.d_model,), 1e3, device=self.device)
+        with torch.no_grad():
+            return copy.deepcopy(norm).float()(constant)
 
     @cached_property
     def _widths(self) -> dict[str, int]:

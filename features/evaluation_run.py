@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from features.origin import check_site, data_of, model_of, with_second_model
+from features.origin import check_site, data_of, model_of, settled, with_second_model
 from features.store import write_json
 from sae import SAE, Metrics
 from sae.absorption import AbsorptionReport, NotMeasurable, measure_absorption, word_activations
@@ -153,7 +153,7 @@ def evaluate_folders(
     for group in _groups(saes, folders, model, data):
         first = group.names[0]
         own = with_second_model(saes[first], folders[first], lm) if lm else model_of(saes[first], folders[first], model)
-        mine = {name: saes[name] for name in group.names}
+        mine = {name: settled(saes[name], own) for name in group.names}
         for name, sae in mine.items():
             check_site(sae, own, folders[name])
             sae.to(own.device)

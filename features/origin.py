@@ -5,6 +5,7 @@ Enters: an SAE and its folder. Leaves: its language model (the same weights, che
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,16 @@ def data_of(sae: SAE, folder: Path, data: str | None) -> DataConfig:
     if data is not None:
         known["source"] = data
     return DataConfig(**known)
+
+
+def settled(sae: SAE, lm: LanguageModel) -> SAE:
+    """The SAE at sites of the model: one that reads the MLP's norm before its gain is moved behind it, exactly."""
+    from sae.formats import fold_input_gain
+
+    found = re.fullmatch(r"blocks\.(\d+)\.ln2\.hook_normalized", sae.metadata.get("site") or "")
+    if found is None:
+        return sae
+    return fold_input_gain(sae, lm.mlp_norm_gain(int(found[1])).cpu(), f"mlp_in.{found[1]}")
 
 
 def check_site(sae: SAE, lm: LanguageModel, folder: Path) -> None:

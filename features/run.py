@@ -36,7 +36,7 @@ from features.dictionary import Dictionary
 from features.evaluation_run import evaluate_folders
 from features.explain import METHOD, ExplainConfig, ExplainReport, explain
 from features.index import IndexConfig, build_index, lasting_name
-from features.origin import check_site, data_of, model_of
+from features.origin import check_site, data_of, model_of, settled
 from features.store import write_json
 from features.training_run import Material, train_jobs
 from sae import SAE, Metrics, TrainResult, TrainSection
@@ -307,6 +307,7 @@ def index_sae(
     sae = SAE.load(str(folder))
     text = data_of(sae, folder, data)
     lm = model_of(sae, folder, model)
+    sae = settled(sae, lm)
     check_site(sae, lm, folder)
     where = Path(out) if out is not None else _dictionary_beside(folder)
     return build_index(

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import build, tokenizer
 from safetensors.torch import save_file
 
 from activations import LanguageModel
 from features import Dictionary
+from features.origin import check_site, settled
 from features.run import index_sae
+from sae import SAE, SAEConfig
 
 D, LATENTS = 256, 48
 
@@ -78,3 +81,30 @@ def test_a_foreign_sae_is_indexed_and_opened_without_editing(write: Callable[[Pa
         assert opened.feature(most["feature"]).examples
         assert opened.active_on("def read(path):")
         opened.close()
+
+
+def test_a_transcoder_that_reads_before_the_norms_gain_is_moved_behind_it() -> None:
+    lm = LanguageModel(build("gemma2"), tokenizer())
+    layer, generator = lm.model.model.layers[1], torch.Generator().manual_seed(0)
+    norm = layer.pre_feedforward_layernorm
+    norm.weight.data = torch.rand(norm.weight.shape, generator=generator)  # a gain of one to two
+    d = lm.d_model
+    config = SAEConfig(
+        architecture="transcoder", activation="jumprelu", d_in=d, d_sae=LATENTS, normalize_activations="none"
+    )
+    matrices = {name: torch.randn(LATENTS, d, generator=generator) for name in ("W_enc", "W_dec")}
+    tensors = {**matrices, "b_enc": torch.zeros(LATENTS), "b_dec": torch.zeros(d), "threshold": torch.ones(LATENTS)}
+    metadata = {"site": "blocks.1.ln2.hook_normalized", "target_sites": ["mlp_out.1"]}
+    sae = SAE.from_tensors(config, tensors, metadata)
+    moved = settled(sae, lm)
+    assert moved.site == "mlp_in.1"
+    check_site(moved, lm, Path("theirs"))
+    tokens = torch.randint(0, 20, (2, 8), generator=generator)
+    found = lm.capture(tokens, None, ["resid_mid.1", "mlp_in.1"])
+    stream = found["resid_mid.1"].flatten(0, 1)
+    before_gain = stream * torch.rsqrt(stream.pow(2).mean(-1, keepdim=True) + norm.eps)
+    torch.testing.assert_close(moved(found["mlp_in.1"].flatten(0, 1)), sae(before_gain), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="has no RMS norm before the MLP of layer 9"):
+        lm.mlp_norm_gain(9)
+    with pytest.raises(ValueError, match="has no RMS norm before the MLP of layer 0"):
+        LanguageModel(build("gpt2"), tokenizer()).mlp_norm_gain(0)
