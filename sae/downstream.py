@@ -61,7 +61,7 @@ def downstream_figures(
                 clean = _Predictions(lm, batch)
             if unread := [site for site in gathered if site not in clean_at]:  # in a second model
                 clean_at |= lm.capture(batch, None, unread)
-            zero: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
+            zero: dict[tuple[str, ...], Tensor] = {}
             for share in shares.values():
                 share.measure(lm, batch, special, clean, clean_at, zero)
             count += clean.nll.numel()
@@ -81,10 +81,10 @@ class _Predictions:
         targets = batch[:, 1:].to(self.log_probs.device, torch.long)
         self.nll = -self.log_probs.gather(2, targets[..., None]).squeeze(-1)
 
-    def sums(self, clean: _Predictions) -> Tensor:
-        """Returns the loss and the divergence from `clean`, summed over the batch."""
+    def sums(self, clean: _Predictions) -> Float[Tensor, "batch 2"]:
+        """Returns the loss and the divergence from `clean`, summed over each sequence."""
         kl = (clean.log_probs.exp() * (clean.log_probs - self.log_probs)).sum(-1)
-        return torch.stack([self.nll.double().sum(), kl.double().sum()]).cpu()
+        return torch.stack([self.nll.double().sum(1), kl.double().sum(1)], 1).cpu()
 
 
 @dataclass
@@ -108,21 +108,22 @@ class _Share:
         special: Tensor,
         clean: _Predictions,
         clean_at: Mapping[str, Tensor],
-        zero: dict[tuple[str, ...], tuple[Tensor, Tensor]],
+        zero: dict[tuple[str, ...], Tensor],
     ) -> None:
         cuts = self.cuts()
         if not self.sums:
             self.sums = [RatioSums() for _ in cuts]
         kept = special if excludes_special_tokens(self.sae) else torch.zeros_like(special)
         writer = _Writer(self, kept, clean_at)
-        total = clean.nll.double().sum().cpu()
+        total = clean.nll.double().sum(1, keepdim=True).cpu()
         for sums, cut in zip(self.sums, cuts, strict=True):
             with lm.intervene(writer.edits(cut)):
                 ours = _Predictions(lm, batch).sums(clean)
             if cut not in zero:
                 with lm.intervene(dict.fromkeys(cut, torch.zeros_like)):
-                    zero[cut] = (_Predictions(lm, batch).sums(clean), total)
-            sums.add(torch.cat([total[None], ours, zero[cut][0]]))
+                    zero[cut] = _Predictions(lm, batch).sums(clean)
+            for sequence in torch.cat([total, ours, zero[cut]], 1):
+                sums.add(sequence)
 
     def count(self, codes: Codes, kept: Tensor) -> None:
         """Counts the tokens and the sequences in which latents fire."""

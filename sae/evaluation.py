@@ -123,7 +123,7 @@ class Metrics:
     ce_recovered: float | None = None
     """(ce_zero − ce_sae) / (ce_zero − ce_clean)."""
     ce_recovered_se: float | None = None
-    """Its standard error, from contiguous groups of token batches."""
+    """Its standard error, from contiguous groups of sequences."""
     kl: float | None = None
     """Mean KL divergence from the untouched model's predictions to those with the reconstruction, nats."""
     kl_zero: float | None = None
