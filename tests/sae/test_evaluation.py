@@ -304,6 +304,12 @@ def test_standard_errors_cover_the_spread_of_independent_repeats() -> None:
     assert evaluate(sae, [torch.randn(64, 32)]).explained_variance_se is None
 
 
+def test_the_error_of_a_ratio_with_equal_denominators_is_that_of_a_mean() -> None:
+    values = torch.randn(7).double()
+    error = RatioSums().ratio_error(values, torch.full((7,), 3.0, dtype=torch.float64))
+    assert error == pytest.approx(float((values / 3).std()) / 7**0.5)
+
+
 def test_groups_of_pieces_merge_and_lose_nothing() -> None:
     sums = RatioSums()
     for number in range(1000):
