@@ -71,6 +71,7 @@ def planted(n: int = 240, d: int = 40, informative: int = 7, seed: int = 0) -> t
     x = torch.randn(n, d, generator=generator)
     labels = ["yes" if each else "no" for each in torch.rand(n, generator=generator) < 0.5]
     x[:, informative] = torch.tensor([2.0 if label == "yes" else 0.0 for label in labels]) + 0.01 * x[:, informative]
+    x[:, 3] += 9  # loud on every text, so that it tells nothing
     return x, labels
 
 
