@@ -306,8 +306,9 @@ class _Run:
     def logging(self) -> ExitStack:
         """Opens the log and the trackers for the length of the pass."""
         stack = ExitStack()
-        self._log = stack.enter_context(self.metrics_path.open("a", encoding="utf-8"))
+        # a tracker may be missing: nothing is open yet then
         self._trackers = stack.enter_context(Trackers(self.config, self.out, self.sae_path.name))
+        self._log = stack.enter_context(self.metrics_path.open("a", encoding="utf-8"))
         return stack
 
     def take(self, batch: Mapping[str, Tensor], time_s: float, at_checkpoint: bool) -> None:
