@@ -32,7 +32,7 @@ SEVERAL_SAES = """[
     {sites: [resid_post.2, resid_post.4], architecture: crosscoder, activation: batchtopk, d_sae: 128, k: 8},
     {sites: [resid_post.2], name: through, objective: kl, d_sae: 128, k: 8},
 ]"""
-SEVERAL = [f"saes={SEVERAL_SAES}", "data.exclude_outlier_norms=1.5", "train.epochs=1"]
+SEVERAL = [f"saes={SEVERAL_SAES}", "data.exclude_outlier_norms=1.5", "train.epochs=1", "data.total_tokens=16000"]
 
 
 def start(out: Path, *more: str) -> subprocess.Popen[bytes]:
