@@ -107,7 +107,8 @@ class World:
 
     def __init__(self, config: WorldConfig, seed: int = 0, device: str | torch.device = "cpu") -> None:
         self.config, self.seed, self.device = config, seed, torch.device(device)
-        generator = torch.Generator().manual_seed(seed)
+        # not the bare seed: a dictionary whose first weights are drawn by the same one would start at the truth
+        generator = torch.Generator().manual_seed(_mix(seed, WORLD_STREAM))
         n = config.n_features
         self.features: Float[Tensor, "n_features d_in"] = _directions(config, generator).to(self.device)
         """Unit directions, row i the feature of rank i + 1."""
@@ -228,6 +229,9 @@ class Rows:
     def restore(self, state: dict[str, Tensor]) -> None:
         """Goes on after the last piece that had been given when `state` was called."""
         self._next = int(state["next"])
+
+
+WORLD_STREAM = 1 << 40  # pieces of rows count from 0
 
 
 def _mix(seed: int, index: int) -> int:

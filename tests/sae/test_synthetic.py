@@ -174,3 +174,12 @@ def test_a_dictionary_of_another_width_is_refused() -> None:
 def test_impossible_worlds_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WorldConfig(**{"d_in": 24, "n_features": 60, "roots": 3, **settings})
+
+
+def test_features_are_no_trainers_first_directions() -> None:
+    for seed in range(4):
+        world = World(WorldConfig(d_in=24, n_features=60, roots=0, separation_steps=0), seed)
+        for other in range(4):
+            begin = torch.nn.functional.normalize(torch.randn(60, 24, generator=torch.Generator().manual_seed(other)))
+            # 60 unrelated directions in 24 dimensions: the best match of each is near 0.5, never near 1
+            assert float((begin @ world.features.T).abs().amax(1).mean()) < 0.6
