@@ -17,6 +17,7 @@ and goes on where it stopped when it is not. A folder that holds a run of anothe
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -481,11 +482,13 @@ def _join_metrics(run: _Run) -> None:
 
 
 def _dictionary_beside(folder: Path) -> Path:
-    """`<run>/dictionary/<name>` for `<run>/sae/<site>/<name>`, else `<folder>/dictionary`."""
+    """`<run>/dictionary/<name>` for `<run>/sae/<site>/<name>` (with the site where several SAEs of the run have that
+    name), else `<folder>/dictionary`."""
     parts = folder.resolve()
-    if parts.parent.parent.name == "sae" and (parts.parents[2] / "config.yaml").exists():
-        return parts.parents[2] / "dictionary" / parts.name
-    return folder / "dictionary"
+    if parts.parent.parent.name != "sae" or not (parts.parents[2] / "config.yaml").exists():
+        return folder / "dictionary"
+    several = sum(other.is_dir() for other in parts.parents[1].glob(f"*/{glob.escape(parts.name)}")) > 1
+    return parts.parents[2] / "dictionary" / (f"{parts.parent.name}_{parts.name}" if several else parts.name)
 
 
 def _settings(config_class: type[Any], overrides: Sequence[str], section: str) -> Any:

@@ -117,10 +117,12 @@ def _jobs(
         chosen = validate(TrainSettings, {key: getattr(train, key) for key in TRAIN_KEYS} | for_train, where)
         for wiring in _wirings(entry, architecture, where):
             sae = validate(SAEConfig, {**for_sae, **_shape(for_sae, wiring, width_of, where)}, where)
-            if chosen.objective != "reconstruction" and (len(wiring.sites) > 1 or wiring.target_sites):
+            elsewhere = len(wiring.sites) > 1 or wiring.target_sites or wiring.sites[0].startswith("compare:")
+            if chosen.objective != "reconstruction" and elsewhere:
                 raise ValueError(
-                    f"{where}: objective={chosen.objective} with architecture `{architecture}`, expected an "
-                    "autoencoder of one site: leave the objective out"
+                    f"{where}: objective={chosen.objective} with architecture `{architecture}` at "
+                    f"{', '.join(wiring.sites)}, expected an autoencoder of one site of the first model: leave the "
+                    "objective out"
                 )
             yield SAEJob(wiring, _name(entry, sae, settings, varied), sae, chosen)
 

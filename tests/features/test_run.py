@@ -225,6 +225,10 @@ def test_one_pass_trains_every_sae_of_a_config(material: Path, tmp_path: Path, m
     }
     assert results[5].sae.target_sites == ["mlp_out.1"]
     assert results[7].sae.sites == ["mlp_in.0", "mlp_in.1"]
+    for result in (results[0], results[1], results[4]):
+        index_sae(result.path, overrides=["total_tokens=500"])
+    names = sorted(path.name for path in (tmp_path / "run" / "dictionary").iterdir())
+    assert names == ["jumprelu", "resid_post.0_topk_seed0", "resid_post.1_topk_seed0"]
     alone = config(material, tmp_path / "alone", saes=[SEVERAL[0] | {"sites": "resid_post.0", "seed": 1}])
     alone = replace(alone, train=several(material, tmp_path).train)
     (single,) = run_train(alone)

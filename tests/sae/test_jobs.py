@@ -110,6 +110,10 @@ def test_a_cross_layer_transcoder_reads_and_writes_all_its_sites() -> None:
             {"sites": "mlp_in.0", "architecture": "transcoder", "d_sae": 16, "k": 2, "objective": "kl"},
             "expected an autoencoder of one site",
         ),
+        (
+            {"sites": "compare:resid_post.1", "d_sae": 16, "k": 2, "objective": "ce"},
+            "at compare:resid_post.1, expected an autoencoder of one site of the first model",
+        ),
         ({"sites": "resid_post.1", "d_sae": 16, "k": 2, "widht": 3}, "unknown key `widht`"),
         ({"sites": "resid_post.1", "d_sae": 16, "k": 2, "d_in": 9}, "d_in=9 was given, but resid_post.1 is 8 wide"),
         ({"d_sae": 16, "k": 2}, "names sites=None"),
