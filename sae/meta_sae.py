@@ -27,6 +27,7 @@ from sae.trainer import train
 
 WIDTH_SHARE = 4
 ACTIVE = 4
+LR = 4e-3
 EPOCHS = 200
 MAX_ROWS = 1_000_000
 
@@ -82,6 +83,7 @@ def _trained(rows: Tensor, total_rows: int, seed: int) -> Any:
             sae=SAEConfig(d_in=rows.shape[1], d_sae=len(rows) // WIDTH_SHARE, k=ACTIVE, architecture="topk"),
             batch_rows=batch_rows,
             total_rows=max(total_rows, batch_rows),
+            lr=LR,
             seed=seed,
             device="cpu",
             out=str(Path(folder) / "meta"),

@@ -105,14 +105,14 @@ def test_two_seeds_on_planted_features_agree(tmp_path: Path) -> None:
     for seed in (1, 2):  # the truth is drawn with seed 0, as the first weights of that seed are
         config = TrainConfig(
             sae=SAEConfig(d_in=32, d_sae=64, k=4, architecture="topk"),
-            batch_rows=200,
-            total_rows=80_000,
+            batch_rows=100,
+            total_rows=40_000,
             lr=4e-3,
             seed=seed,
             device="cpu",
             out=str(tmp_path / str(seed)),
         )
-        saes.append(train(config, planted.rows(80_000, true, seed=seed)).sae)
+        saes.append(train(config, planted.rows(40_000, true, seed=seed)).sae)
     agreed = compare(*saes).mcc
     assert agreed > 0.7
     torch.manual_seed(3)
@@ -125,7 +125,7 @@ def test_decoder_rows_that_are_sums_of_few_directions_are_compressible() -> None
     chosen = torch.stack([torch.randperm(32, generator=generator)[:2] for _ in range(256)])
     sums = dictionary(parts[chosen].sum(1))
     atoms = dictionary(torch.randn(256, 48, generator=generator))
-    composed, atomic = (meta_sae(sae, total_rows=100_000) for sae in (sums, atoms))
+    composed, atomic = (meta_sae(sae, total_rows=25_000) for sae in (sums, atoms))
     assert composed.d_sae == 64
     assert composed.explained_variance > 0.7
     assert composed.explained_variance > composed.shuffled_explained_variance + 0.2
