@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-TOP_K_FAMILY = ("separated_batchtopk", "batchtopk", "topk", "matryoshka_batchtopk", "abstopk")
+TOP_K_FAMILY = ("topk", "batchtopk", "matryoshka_batchtopk", "abstopk")
 SINGLE_SITE = (*TOP_K_FAMILY, "standard", "p_anneal", "gated", "jumprelu", "matching_pursuit")
 WIRED = ("transcoder", "skip_transcoder", "crosscoder", "clt")
 """Architectures that read and write other rows than an autoencoder does, each with an `activation` of its own."""
@@ -36,8 +36,6 @@ _READ_BY: dict[str, tuple[str, ...]] = {
     "threshold_init": ("jumprelu",),
     "pre_activation_coefficient": ("jumprelu",),
     "matryoshka_widths": ("matryoshka_batchtopk",),
-    "separation": ("separated_batchtopk",),
-    "separation_cosine": ("separated_batchtopk",),
     "residual_threshold": ("matching_pursuit",),
 }
 
@@ -54,7 +52,7 @@ class SAEConfig:
     """Number of latents (of all sites together, in a cross-layer transcoder)."""
     k: int | None = None
     """Latents active in each row (top-k family: exactly, or on average over a batch; matching pursuit: at most)."""
-    architecture: str = "separated_batchtopk"
+    architecture: str = "topk"
     """Name of the architecture, as in SAELens's `cfg.json` where SAELens has it; the default is the recommended one."""
     activation: Activation | None = None
     """How transcoders and crosscoders choose active latents: relu, topk (the default), batchtopk, jumprelu."""
@@ -100,10 +98,6 @@ class SAEConfig:
     tanh, 0 with step."""
     matryoshka_widths: list[int] | None = None
     """Widths of the nested dictionaries, ascending, the last one d_sae; default d_sae/32, /16, /8, … (halves)."""
-    separation: float | None = None
-    """Weight of the penalty on decoder rows that overlap, in the recommended recipe; default 400."""
-    separation_cosine: float | None = None
-    """Cosine up to which decoder rows may overlap freely; default 0.2."""
     residual_threshold: float | None = None
     """Matching pursuit stops at rows whose residual norm is below this; default 0.01."""
 
@@ -180,16 +174,6 @@ class SAEConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name}={value} must be positive: leave it out for its default")
-        if self.separation_cosine is not None and not 0 <= self.separation_cosine < 1:
-            raise ValueError(
-                f"separation_cosine={self.separation_cosine} must lie between 0 and 1: leave it out for 0.2"
-            )
-        if self.separation is not None and self.separation < 0:
-            raise ValueError(f"separation={self.separation} must not be negative: 0 gives plain batchtopk")
-        if self.normalize_decoder is False and mechanism == "separated_batchtopk":
-            raise ValueError(
-                "separated_batchtopk measures overlap of unit rows, got normalize_decoder=false: leave it out"
-            )
         if self.sparsity_warmup_frac is not None and not 0 <= self.sparsity_warmup_frac <= 1:
             raise ValueError(f"sparsity_warmup_frac={self.sparsity_warmup_frac} must lie between 0 and 1")
         widths = self.matryoshka_widths
@@ -287,8 +271,6 @@ class TrainSettings:
     """Share of the run over which the rate rises from zero."""
     decay_frac: float = 0.3
     """Share of the run, at its end, over which the rate falls to zero."""
-    decoder_lr_scale: float | None = None
-    """Rate of the decoder as a multiple of `lr`; default 0.2 in the recommended recipe, else 1."""
     beta1: float = 0.9
     """Decay of the first moment (of the momentum in muon and signum)."""
     beta2: float = 0.999
@@ -323,8 +305,6 @@ class TrainSettings:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1: raise it")
         if not self.lr > 0:
             raise ValueError(f"lr={self.lr} must be positive: try 1e-3")
-        if self.decoder_lr_scale is not None and not self.decoder_lr_scale > 0:
-            raise ValueError(f"decoder_lr_scale={self.decoder_lr_scale} must be positive: 1 is the encoder's own rate")
         for name in ("warmup_frac", "decay_frac"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1: it is a share of the run")
@@ -372,11 +352,6 @@ class TrainConfig(TrainSettings):
                 f"total_rows={self.total_rows} is less than one batch of batch_rows={self.batch_rows}: raise the first "
                 "or lower the second"
             )
-
-    @property
-    def decoder_rate_share(self) -> float:
-        """Rate of the decoder as a multiple of `lr`."""
-        return default(self.decoder_lr_scale, 0.2 if self.sae.mechanism == "separated_batchtopk" else 1.0)
 
     @property
     def steps(self) -> int:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -81,7 +82,7 @@ class Learner:
         self.step = 0
         self.architecture = architecture_of(config.sae)
         self.architecture.to(device)
-        initial = self.architecture.initial(torch.Generator().manual_seed(config.seed))
+        initial = self.architecture.initial(torch.Generator().manual_seed(_stream_seed(config.seed)))
         self.parameters = {name: value.to(device) for name, value in initial.items()}
         self.optimizer = Optimizer(config, self.parameters, self.architecture.constrain)
         sae = config.sae
@@ -258,6 +259,12 @@ class Learner:
         config, tensors = self.architecture.finished(kept)
         config, tensors = self.architecture.fold(config, tensors, self.scale_in, self.scale_out)
         return SAE.from_tensors(finished_config(config), {name: value.cpu() for name, value in tensors.items()})
+
+
+def _stream_seed(seed: int) -> int:
+    """Returns the seed of the first weights: data that somebody drew by `seed` itself must not resemble them."""
+    digest = hashlib.blake2b(f"first weights {seed}".encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "big")
 
 
 def _scale(rows: Tensor, n_sites: int) -> Tensor:

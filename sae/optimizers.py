@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.config import TrainConfig
+from sae.config import TrainSettings
 
 Constraint = Callable[[dict[str, Tensor]], None]
 
@@ -25,7 +25,7 @@ Constraint = Callable[[dict[str, Tensor]], None]
 class Signum(torch.optim.Optimizer):
     """p ← p − lr · sign(m), m ← β m + (1 − β) g."""
 
-    def __init__(self, params: list[dict[str, Any]], lr: float, beta: float) -> None:
+    def __init__(self, params: list[Tensor], lr: float, beta: float) -> None:
         super().__init__(params, {"lr": lr, "beta": beta})
 
     @torch.no_grad()
@@ -43,7 +43,7 @@ class Signum(torch.optim.Optimizer):
 class Optimizer:
     """One optimiser over named parameters, with a state that can be saved."""
 
-    def __init__(self, settings: TrainConfig, parameters: dict[str, Tensor], constrain: Constraint) -> None:
+    def __init__(self, settings: TrainSettings, parameters: dict[str, Tensor], constrain: Constraint) -> None:
         self._settings, self._parameters, self._constrain = settings, parameters, constrain
         # schedule-free: the parameters hand out y, the optimiser moves z, the mean x is what remains
         self._moved = {n: v.clone() for n, v in parameters.items()} if settings.schedule_free else parameters
@@ -57,7 +57,7 @@ class Optimizer:
             value.grad = gradients[name]
         for optimizer in self._inner:
             for group in optimizer.param_groups:
-                group["lr"] = lr * group["scale"]
+                group["lr"] = lr
             optimizer.step()
         self._constrain(self._moved)
         if self._mean is None:
@@ -123,31 +123,20 @@ class Optimizer:
         self._weight = tensors["weight"].clone()
 
 
-def _inner(settings: TrainConfig, parameters: dict[str, Tensor]) -> list[torch.optim.Optimizer]:
+def _inner(settings: TrainSettings, parameters: dict[str, Tensor]) -> list[torch.optim.Optimizer]:
     # the schedule-free average takes momentum's place
     beta1 = 0.0 if settings.schedule_free else settings.beta1
     if settings.optimizer == "signum":
-        return [Signum(_groups(settings, parameters), settings.lr, beta1)]
+        return [Signum(list(parameters.values()), settings.lr, beta1)]
     if settings.optimizer == "muon":
-        matrices = {name: value for name, value in parameters.items() if value.ndim == 2}
-        vectors = {name: value for name, value in parameters.items() if value.ndim != 2}
-        groups = _groups(settings, matrices)
+        matrices = [value for value in parameters.values() if value.ndim == 2]
+        vectors = [value for value in parameters.values() if value.ndim != 2]
         muon = torch.optim.Muon(
-            groups, lr=settings.lr, momentum=beta1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+            matrices, lr=settings.lr, momentum=beta1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
         )
         return [muon, _adam(settings, vectors, beta1)]
-    return [_adam(settings, parameters, beta1)]
+    return [_adam(settings, list(parameters.values()), beta1)]
 
 
-def _adam(settings: TrainConfig, parameters: dict[str, Tensor], beta1: float) -> torch.optim.Optimizer:
-    groups = _groups(settings, parameters)
-    return torch.optim.Adam(groups, lr=settings.lr, betas=(beta1, settings.beta2), fused=True)
-
-
-def _groups(settings: TrainConfig, parameters: dict[str, Tensor]) -> list[dict[str, Any]]:
-    """Returns the parameters with their share of the rate: one group, or the decoder apart."""
-    if settings.decoder_rate_share == 1 or "W_dec" not in parameters:
-        return [{"params": list(parameters.values()), "scale": 1.0}]
-    others = [value for name, value in parameters.items() if name != "W_dec"]
-    decoder = {"params": [parameters["W_dec"]], "scale": settings.decoder_rate_share}
-    return [{"params": others, "scale": 1.0}, decoder] if others else [decoder]
+def _adam(settings: TrainSettings, parameters: list[Tensor], beta1: float) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=settings.lr, betas=(beta1, settings.beta2), fused=True)

@@ -10,7 +10,6 @@ from sae.architectures.jumprelu import JumpReLU
 from sae.architectures.matching_pursuit import MatchingPursuit
 from sae.architectures.matryoshka import Matryoshka
 from sae.architectures.p_anneal import PAnneal
-from sae.architectures.separated import SeparatedBatchTopK
 from sae.architectures.standard import Standard
 from sae.architectures.topk import TopK
 from sae.config import SAEConfig
@@ -21,7 +20,6 @@ _BY_MECHANISM: dict[str, type[Architecture]] = {
     "gated": Gated,
     "topk": TopK,
     "batchtopk": BatchTopK,
-    "separated_batchtopk": SeparatedBatchTopK,
     "jumprelu": JumpReLU,
     "matryoshka_batchtopk": Matryoshka,
     "abstopk": AbsTopK,
@@ -47,7 +45,7 @@ def tensor_shapes(config: SAEConfig) -> dict[str, tuple[int, ...]]:
         shapes |= dict.fromkeys(("b_gate", "r_mag", "b_mag"), (config.d_sae,))
     else:
         shapes["b_enc"] = (config.d_sae,)
-    if config.mechanism in ("jumprelu", "batchtopk", "separated_batchtopk", "matryoshka_batchtopk"):
+    if config.mechanism in ("jumprelu", "batchtopk", "matryoshka_batchtopk"):
         shapes["threshold"] = (config.d_sae,)
     if config.architecture == "skip_transcoder":
         shapes["W_skip"] = (config.output_width, config.d_in)
