@@ -374,6 +374,14 @@ def test_the_evaluation_page_leaves_its_numbers_beside_it(tmp_path: Path) -> Non
     assert content["saes"]["a"]["probing"][0]["mean"][0]["accuracy"] == 0.875
 
 
+def test_one_sae_alone_makes_no_frontier() -> None:
+    whole = measured(["a", "b"])
+    alone = replace(whole, metrics={"a": whole.metrics["a"]}, facts={"a": whole.facts["a"]}, stability=())
+    page = evaluation_render.evaluation_page(alone)
+    assert "scatter" not in re.sub("<style>.*</style>", "", page, flags=re.S)
+    assert f"Probe on {html.escape(CANARY)}, 2 latents" in page
+
+
 def test_points_stand_where_their_numbers_are() -> None:
     series = {"s": [curves.Point("low", 8, 0.5, 0.1), curves.Point("high", 128, 0.9)]}
     picture = curves.scatter_svg(curves.Scatter(title="t", x_label="x", y_label="y", series=series, log_x=True))

@@ -13,7 +13,7 @@ from ui.render.figures import short
 from ui.render.html import escape
 
 WIDTH, HEIGHT = 460, 300
-LEFT, RIGHT, TOP, BOTTOM = 54, 14, 12, 42
+LEFT, RIGHT, TOP, BOTTOM = 66, 14, 12, 42
 COLOURS = ("accent", "peak", "cold", "bad", "good", "muted")
 
 

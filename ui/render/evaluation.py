@@ -80,6 +80,8 @@ def _common(evaluation: Evaluation, key: str, heading: str) -> dict[str, str]:
 
 
 def _frontier(evaluation: Evaluation) -> str:
+    if len(evaluation.metrics) < 2:
+        return ""
     panels = [_panel(evaluation, "explained_variance"), _panel(evaluation, "ce_recovered")]
     drawn = "".join(f'<div class="card">{panel}</div>' for panel in panels if panel)
     if not drawn:
@@ -266,6 +268,19 @@ def _figures(evaluation: Evaluation) -> str:
     return _section("All figures", "", _card(listed))
 
 
+def _title(metric: str) -> str:
+    """Returns a figure's name for people; those of probes and removals are made of their parts."""
+    if metric in NAMES:
+        return NAMES[metric]
+    kind, *middle, last = metric.split("_")
+    about = " ".join(middle)
+    if kind == "probe":
+        return f"Probe on {about}, {'whole activations' if last == 'dense' else f'{last[1:]} latents'}"
+    if kind in ("tpp", "scr"):
+        return f"{kind.upper()} on {about}, {last[1:]} latents out"
+    return metric.replace("_", " ")
+
+
 def _belongs(metric: str, prefix: str) -> bool:
     if prefix.endswith("_"):
         return metric.startswith(prefix)
@@ -278,7 +293,7 @@ def _group(heading: str, rows: Sequence[Mapping[str, Any]], names: Sequence[str]
     listed = [{"metric": f'<h3 class="group">{escape(heading)}</h3>'}]
     for row in rows:
         listed.append(
-            {"metric": escape(NAMES.get(row["metric"], row["metric"].replace("_", " ")))}
+            {"metric": escape(_title(row["metric"]))}
             | {name: escape(value_text(row["metric"], row[name])) for name in names if name in row}
         )
     return listed

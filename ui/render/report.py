@@ -130,7 +130,7 @@ def value_text(name: str, value: object) -> str:
     if value is None:
         return "not measured"
     if isinstance(value, float):
-        return f"{value:.2%}" if name in SHARES else f"{value:.1f}" if name == "l0" else f"{value:.4f}"
+        return f"{value:.2%}" if name in SHARES else f"{value:.1f}" if name == "l0" else f"{round(value, 4) + 0.0:.4f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
