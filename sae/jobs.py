@@ -117,7 +117,8 @@ def _jobs(
         chosen = validate(TrainSettings, {key: getattr(train, key) for key in TRAIN_KEYS} | for_train, where)
         for wiring in _wirings(entry, architecture, where):
             sae = validate(SAEConfig, {**for_sae, **_shape(for_sae, wiring, width_of, where)}, where)
-            elsewhere = len(wiring.sites) > 1 or wiring.target_sites or wiring.sites[0].startswith("compare:")
+            compared = any(site.startswith("compare:") for site in wiring.sites)
+            elsewhere = compared or len(wiring.sites) > 1 or wiring.target_sites
             if chosen.objective != "reconstruction" and elsewhere:
                 raise ValueError(
                     f"{where}: objective={chosen.objective} with architecture `{architecture}` at "
