@@ -41,7 +41,7 @@ MIN_EVENTS = 16
 LOG10_DENSITY_EDGES = tuple(-6 + 0.25 * step for step in range(25))
 COSINE_EDGES = tuple(0.05 * step for step in range(21))
 ROWS_AT_ONCE = 2048
-SIGNED_VALUES = ("abstopk", "matching_pursuit")
+SIGNED_VALUES = ("abstopk",)
 """Architectures whose values may be negative: a direction and its opposite are one there."""
 
 Rows = Tensor | tuple[Tensor, Tensor]
