@@ -131,7 +131,7 @@ class EndToEnd:
             terms = terms + self.reconstruction_weight * error
         alpha, dead = architecture.config.auxk_alpha, moment.dead
         if alpha > 0 and dead is not None and bool(dead.any()):
-            terms = terms + alpha * architecture._auxk(leaves, x, (x - forward.x_hat).detach(), dead)
+            terms = terms + alpha * architecture.auxk_loss(leaves, x, (x - forward.x_hat).detach(), dead)
         return terms
 
     def _sequences(self, batch: Mapping[str, Tensor]) -> tuple[Int[Tensor, "batch seq"], Bool[Tensor, " rows"]]:

@@ -169,13 +169,14 @@ class Architecture:
         forward = self.forward(parameters, x, moment)
         total = self.reconstruction_loss(parameters, forward, x, y, moment)
         if moment.dead is not None and self.config.auxk_alpha > 0 and bool(moment.dead.any()):
-            total = total + self.config.auxk_alpha * self._auxk(
+            total = total + self.config.auxk_alpha * self.auxk_loss(
                 parameters, x, (y - forward.x_hat).detach(), moment.dead
             )
         unit = total_variance(y) / len(y) if self.is_penalised else 1.0
         return unit * total + forward.penalty, forward
 
-    def _auxk(self, parameters: Parameters, x: Tensor, error: Tensor, dead: Tensor) -> Tensor:
+    def auxk_loss(self, parameters: Parameters, x: Tensor, error: Tensor, dead: Tensor) -> Float[Tensor, ""]:
+        """Returns Σ‖ê − e‖² / Σ‖e − ē‖², ê the dead latents' reconstruction of the error e, which is held constant."""
         pre = self.revival_pre_activations(parameters, x)[:, dead]
         chosen = self.strongest(pre, min(self.config.auxk_latents, pre.shape[1]))
         W_dec = parameters["W_dec"]

@@ -23,6 +23,7 @@ from sae.selection import Selection, latents_above
 from sae.step import Parameters
 
 INITIAL_EXCESS = 2.0  # the first batch's L0 over its goal
+INITIAL_FLOOR = 0.3  # of the pre-activations' spread: thresholds near zero take long to grow in logarithms
 THRESHOLD_SPEED = 4.0  # Adam moves every parameter by about the rate: thresholds are exp(speed · parameter)
 
 
@@ -86,7 +87,8 @@ class JumpReLU(Architecture):
             # thresholds move by about the learning rate, in logarithms: from far away they would never arrive
             pre = self.dense_pre_activations(parameters, self.centre(parameters, x)).flatten()
             count = min(pre.numel(), math.ceil(INITIAL_EXCESS * self.config.l0_goal * len(x)))
-            parameters["log_threshold"].fill_(float(pre.topk(count).values[-1].clamp(min=1e-3).log()) / THRESHOLD_SPEED)
+            level = pre.topk(count).values[-1].clamp(min=float(INITIAL_FLOOR * pre.std()))
+            parameters["log_threshold"].fill_(float(level.clamp(min=1e-3).log()) / THRESHOLD_SPEED)
 
     def adopt(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         parameters = super().adopt(tensors)

@@ -423,6 +423,10 @@ def test_training_goes_on_from_a_saved_sae(tmp_path: Path) -> None:
     other = train(config(tmp_path / "c", jump, init_from=str(first.path), **short), shaped(sae))
     cosine = torch.cosine_similarity(other.sae.W_dec, first.sae.W_dec, dim=1)
     assert cosine.min() > 0.99
+    again = train(config(tmp_path / "f", jump, init_from=str(other.path), **short), shaped(sae))
+    kept = again.sae.tensors["threshold"] / other.sae.tensors["threshold"]
+    assert kept.min() > 0.9
+    assert kept.max() < 1.1
     with pytest.raises(ValueError, match=r"init_from holds W_enc of shape \(96, 32\), expected \(48, 32\)"):
         train(config(tmp_path / "d", settings("topk", d_sae=48), init_from=str(first.path), **short), shaped(sae))
     with pytest.raises(ValueError, match="gated SAEs and others have no common form"):
