@@ -36,6 +36,7 @@ _READ_BY: dict[str, tuple[str, ...]] = {
     "threshold_init": ("jumprelu",),
     "pre_activation_coefficient": ("jumprelu",),
     "matryoshka_widths": ("matryoshka_batchtopk",),
+    "nesting_start": ("matryoshka_batchtopk",),
     "residual_threshold": ("matching_pursuit",),
 }
 
@@ -98,6 +99,9 @@ class SAEConfig:
     tanh, 0 with step."""
     matryoshka_widths: list[int] | None = None
     """Widths of the nested dictionaries, ascending, the last one d_sae; default d_sae/32, /16, /8, … (halves)."""
+    nesting_start: float | None = None
+    """Share of the run from which the nested dictionaries count, made of the latents that are strongest by then (late
+    nesting); default from the start, in the latents' own order."""
     residual_threshold: float | None = None
     """Matching pursuit stops at rows whose residual norm is below this; default 0.01."""
 
@@ -176,6 +180,8 @@ class SAEConfig:
                 raise ValueError(f"{name}={value} must be positive: leave it out for its default")
         if self.sparsity_warmup_frac is not None and not 0 <= self.sparsity_warmup_frac <= 1:
             raise ValueError(f"sparsity_warmup_frac={self.sparsity_warmup_frac} must lie between 0 and 1")
+        if self.nesting_start is not None and not 0 < self.nesting_start < 1:
+            raise ValueError(f"nesting_start={self.nesting_start} must lie between 0 and 1: it is a share of the run")
         widths = self.matryoshka_widths
         if widths is not None and (sorted(set(widths)) != widths or widths[0] < 1 or widths[-1] != self.d_sae):
             raise ValueError(

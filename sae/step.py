@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae import sparse
@@ -74,19 +74,20 @@ def sparse_step(
     subtracts_b_dec: bool = True,
     widths: Sequence[int] = (),
     weights: Float[Tensor, " groups"] | None = None,
+    ranks: Int[Tensor, " d_sae"] | None = None,
     auxiliary: Auxiliary | None = None,
 ) -> StepResult:
     """Returns loss and gradients of one batch whose codes are chosen.
 
     `is_signed` says that codes may be negative (then all of them get gradients); `widths` and `weights` are the nested
-    dictionaries and the shares of their losses.
+    dictionaries and the shares of their losses, `ranks` the latents' places in them (default their own order).
     """
     W_enc, W_dec, b_dec = parameters["W_enc"], parameters["W_dec"], parameters["b_dec"]
     n, groups = len(x), max(1, len(widths))
     if weights is None:
         weights = torch.full((groups,), 1 / groups, dtype=x.dtype, device=x.device)
     centred = x - b_dec if subtracts_b_dec else x
-    blocked = codes if groups == 1 else _by_block(codes, widths)
+    blocked = codes if groups == 1 else _by_block(codes, widths, ranks)
     written = (
         sparse.decode(blocked, W_dec).view(n, groups, -1).cumsum(1)
         if groups > 1
@@ -120,10 +121,11 @@ def sparse_step(
     return StepResult(gradients, loss, by_group[-1], variance, fired, alive.sum().to(x.dtype) / n)
 
 
-def _by_block(codes: RaggedCodes, widths: Sequence[int]) -> RaggedCodes:
+def _by_block(codes: RaggedCodes, widths: Sequence[int], ranks: Tensor | None) -> RaggedCodes:
     """Returns the codes with one virtual row for every row and block of latents."""
     ends = torch.tensor(widths, device=codes.indices.device)
-    rows = codes.rows() * len(widths) + torch.bucketize(codes.indices, ends, right=True)
+    places = codes.indices if ranks is None else ranks[codes.indices]
+    rows = codes.rows() * len(widths) + torch.bucketize(places, ends, right=True)
     order = torch.argsort(rows, stable=True)
     n_virtual = codes.n_rows * len(widths)
     return RaggedCodes.of_rows(rows[order], n_virtual, codes.indices[order], codes.values[order])

@@ -58,7 +58,7 @@ class BatchTopK(TopK):
 
 def as_jumprelu(config: SAEConfig) -> SAEConfig:
     """Returns the config under which an SAE trained on batches is saved."""
-    unread = ("k", "k_start", "matryoshka_widths", "sparsity_warmup_frac")
+    unread = ("k", "k_start", "matryoshka_widths", "nesting_start", "sparsity_warmup_frac")
     plain: dict[str, Any] = dict.fromkeys(unread)
     if config.activation is not None:
         return replace(config, activation="jumprelu", **plain)

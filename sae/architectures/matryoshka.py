@@ -2,33 +2,91 @@
 
 The codes are those of BatchTopK; the loss is the mean over nested widths m_1 < … < d_sae of the loss of the
 reconstruction from the first m latents. General features settle in the small dictionaries, which fights absorption.
+
+With `nesting_start` (late nesting, docs/log.md) training begins as BatchTopK; at that share of the run latents are
+ranked once by the energy Σ f² that they have had, and the nested losses fade in over a tenth of the run. The finished
+SAE has its latents in that order.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.architectures.architecture import Forward, Moment
 from sae.architectures.batchtopk import BatchTopK
-from sae.step import Parameters, total_variance
+from sae.config import SAEConfig
+from sae.sparse import RaggedCodes
+from sae.step import Parameters, StepResult, total_variance
+
+FADE_FRAC = 0.1
+ENERGY_MEMORY_STEPS = 50
 
 
 class Matryoshka(BatchTopK):
     """BatchTopK whose first latents reconstruct on their own."""
 
+    def __init__(self, config: SAEConfig) -> None:
+        super().__init__(config)
+        if config.nesting_start is not None:
+            self.buffers |= {"energy": torch.zeros(config.d_sae), "rank": torch.arange(config.d_sae)}
+        self._energy: Tensor | None = None
+
+    def ranks(self) -> Int[Tensor, " d_sae"] | None:
+        return self.buffers.get("rank")
+
+    def activate(self, parameters: Parameters, pre: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
+        activations, penalty = super().activate(parameters, pre, moment)
+        self._energy = activations.detach().pow(2).sum(0)
+        return activations, penalty
+
+    def choose(self, parameters: Parameters, centred: Tensor, moment: Moment) -> RaggedCodes:
+        codes = super().choose(parameters, centred, moment)
+        self._energy = codes.values.new_zeros(self.config.d_sae).index_add_(0, codes.indices, codes.values.pow(2))
+        return codes
+
+    def observe(self, result: StepResult, moment: Moment) -> None:
+        super().observe(result, moment)
+        start = self.config.nesting_start
+        if start is None or self._energy is None:
+            return
+        energy = self.buffers["energy"]
+        energy += (self._energy.to(energy) - energy) / min(ENERGY_MEMORY_STEPS, moment.step + 1)
+        if moment.step + 1 == math.ceil(start * moment.steps):
+            order = energy.argsort(descending=True, stable=True)
+            self.buffers["rank"][order] = torch.arange(len(order), device=order.device)
+
     def group_weights(self, moment: Moment, like: Tensor) -> tuple[list[int], Float[Tensor, " groups"] | None]:
-        widths = self.config.nested_widths
-        return widths, torch.full((len(widths),), 1 / len(widths), dtype=like.dtype, device=like.device)
+        widths, start = self.config.nested_widths, self.config.nesting_start
+        if start is not None and moment.step < math.ceil(start * moment.steps):
+            return [self.config.d_sae], None
+        shown = 1.0 if start is None else min(1.0, (moment.progress - start) / FADE_FRAC)
+        weights = torch.full((len(widths),), shown / len(widths), dtype=like.dtype, device=like.device)
+        weights[-1] += 1 - shown
+        return widths, weights
 
     def reconstruction_loss(
         self, parameters: Parameters, forward: Forward, x: Tensor, y: Tensor, moment: Moment
     ) -> Float[Tensor, ""]:
         widths, weights = self.group_weights(moment, x)
-        assert weights is not None
+        if weights is None:
+            return super().reconstruction_loss(parameters, forward, x, y, moment)
+        ranks = self.ranks()
+        ranks = torch.arange(self.config.d_sae, device=x.device) if ranks is None else ranks
         total = x.new_zeros(())
         for width, weight in zip(widths, weights, strict=True):
-            nested = torch.nn.functional.pad(forward.activations[:, :width], (0, self.config.d_sae - width))
+            nested = torch.where(ranks < width, forward.activations, 0)
             total = total + weight * (self.write(parameters, nested, x) - y).pow(2).sum()
         return total / total_variance(y)
+
+    def finished(self, parameters: Parameters) -> tuple[SAEConfig, dict[str, Tensor]]:
+        config, tensors = super().finished(parameters)
+        ranks = self.ranks()
+        if ranks is not None:
+            order = ranks.argsort()
+            tensors = {name: value[order] if len(value) == len(order) else value for name, value in tensors.items()}
+            tensors["b_dec"] = parameters["b_dec"]
+        return config, tensors

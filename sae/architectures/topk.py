@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.architectures.architecture import Architecture, Moment, auxiliary
@@ -40,6 +40,10 @@ class TopK(Architecture):
         """Returns the nested dictionaries that the loss is a mean over, and their weights."""
         return [], None
 
+    def ranks(self) -> Int[Tensor, " d_sae"] | None:
+        """Returns the latents' places in the nested dictionaries; None for their own order."""
+        return None
+
     def step(self, parameters: Parameters, x: Tensor, y: Tensor, moment: Moment) -> StepResult:
         if self.config.architecture == "clt":
             return super().step(parameters, x, y, moment)  # its encoder is no single product
@@ -54,6 +58,7 @@ class TopK(Architecture):
             subtracts_b_dec=self.config.subtracts_b_dec,
             widths=widths,
             weights=weights,
+            ranks=self.ranks(),
             auxiliary=auxiliary(self.config, moment),
         )
 

@@ -239,6 +239,36 @@ def test_matryoshka_prefixes_reconstruct_on_their_own(tmp_path: Path) -> None:
     assert error_of_first(result, 24) < 0.8 * error_of_first(plain, 24)
 
 
+def late(**changes: Any) -> SAEConfig:
+    return settings("matryoshka_batchtopk", matryoshka_widths=[6, 24, 96], nesting_start=0.4, **changes)
+
+
+@pytest.mark.parametrize("step", [3, 4, 9])
+def test_late_nesting_has_the_gradient_of_its_reference(step: int) -> None:
+    architecture = architecture_of(late())
+    parameters, x, y = random_pass(architecture)
+    architecture.buffers["rank"] = torch.randperm(96)
+    moment = Moment(step, 10)
+    result = architecture.step(parameters, x, y, moment)
+    expected = Architecture.step(architecture, parameters, x, y, moment)
+    torch.testing.assert_close(result.loss, expected.loss, rtol=1e-12, atol=1e-12)
+    for name, gradient in expected.gradients.items():
+        torch.testing.assert_close(result.gradients[name], gradient, rtol=1e-9, atol=1e-11, msg=name)
+
+
+def test_late_nesting_is_batchtopk_at_first_and_ends_with_the_strongest_latents_first(tmp_path: Path) -> None:
+    architecture = architecture_of(late())
+    x = torch.zeros(1)
+    shares = [architecture.group_weights(Moment(step, 100), x)[1] for step in (39, 40, 45, 50, 99)]  # pyright: ignore
+    assert shares[0] is None
+    assert [round(float(share[0]), 3) for share in shares[1:]] == [0.0, 0.167, 0.333, 0.333]
+    assert all(float(share.sum()) == pytest.approx(1) for share in shares[1:])
+    result = train(config(tmp_path, late(k_start=15)), shaped(late()))
+    dense = torch.cat([result.sae.encode(rows).to_dense() for rows in planted.rows(4000, TRUE, seed=9)])
+    energy = dense.detach().pow(2).sum(0)
+    assert energy[:24].mean() > 1.5 * energy[24:].mean()
+
+
 def test_matching_pursuit_explains_orthogonal_atoms_exactly() -> None:
     sae = SAE(SAEConfig(architecture="matching_pursuit", d_in=8, d_sae=8))
     with torch.no_grad():
@@ -372,9 +402,9 @@ def test_every_optimiser_learns_and_resumes_to_the_bit(changes: dict[str, Any], 
         assert torch.equal(value, resumed.tensors[name]), name
 
 
-@pytest.mark.parametrize("name", ["jumprelu", "standard", "gated", "matryoshka_batchtopk"])
+@pytest.mark.parametrize("name", ["jumprelu", "standard", "gated", "matryoshka_batchtopk", "late"])
 def test_state_kept_between_steps_survives_a_resume(name: str, tmp_path: Path) -> None:
-    sae = settings(name)
+    sae = late() if name == "late" else settings(name)
 
     def run(out: str, rows: Any, resume: bool = False) -> Any:
         return train(config(tmp_path / out, sae, total_rows=256 * 60, checkpoint_every_steps=25), rows, resume=resume)
