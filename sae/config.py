@@ -238,6 +238,11 @@ class SAEConfig:
         return self.target_l0 if self.target_l0 is not None else 32.0
 
     @property
+    def sparsity_warmup(self) -> float:
+        """Share of the run over which the penalty rises, or k falls."""
+        return default(self.sparsity_warmup_frac, 0.1)
+
+    @property
     def nested_widths(self) -> list[int]:
         """Widths of the nested dictionaries; the whole one alone outside the Matryoshka architecture."""
         if self.mechanism != "matryoshka_batchtopk":

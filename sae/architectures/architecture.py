@@ -30,10 +30,11 @@ from torch import Tensor
 from sae.architectures.clt import decoder_mask, encoder_product
 from sae.architectures.transcoder import linear_map
 from sae.config import SAEConfig, default
-from sae.selection import Selection
+from sae.selection import Selection, select
 from sae.sparse import RaggedCodes
 from sae.step import Auxiliary, Parameters, StepResult, total_variance
 
+INITIAL_COEFFICIENT = 1.0
 CONTROL_GAIN = 20.0  # of the coefficient's logarithm over a whole run, at an L0 that is e times too high
 CONTROL_MAX_STEP = 0.02
 LOOK_AHEAD = 2.0
@@ -47,10 +48,6 @@ class Moment(NamedTuple):
     steps: int
     dead: Bool[Tensor, " d_sae"] | None = None
     """Latents that have been silent for long."""
-    seed: int = 0
-    """The run's seed, for what is drawn anew in each step."""
-    batch_rows: int = 0
-    """Rows in one step."""
 
     @property
     def progress(self) -> float:
@@ -70,7 +67,6 @@ class Forward(NamedTuple):
 class Architecture:
     """One dictionary in training. Subclasses give `activate` or whole passes; `buffers` is kept between steps."""
 
-    initial_coefficient = 1.0
     resampled_length = 1.0
     """Length of a resampled latent's encoder row, as a multiple of the mean: where k are chosen the weak never fire."""
 
@@ -78,7 +74,7 @@ class Architecture:
         self.config = config
         self.buffers: dict[str, Tensor] = {}
         if config.l0_goal is not None:
-            start = default(config.sparsity_coefficient, self.initial_coefficient)
+            start = default(config.sparsity_coefficient, INITIAL_COEFFICIENT)
             goal = torch.tensor(float(config.l0_goal))
             self.buffers = {"log_coefficient": torch.tensor(float(start)).log(), "l0": goal, "l0_before": goal.clone()}
 
@@ -140,12 +136,13 @@ class Architecture:
         W_dec = parameters["W_dec"]
         return W_dec.view(len(W_dec), self.config.n_sites, -1).norm(dim=2).sum(1)
 
+    def _decoder(self, parameters: Parameters) -> Float[Tensor, "d_sae d_out"]:
+        W_dec = parameters["W_dec"]
+        return W_dec if self.config.architecture != "clt" else W_dec * decoder_mask(self.config).to(W_dec)
+
     def write(self, parameters: Parameters, activations: Tensor, x: Tensor) -> Float[Tensor, "n d_out"]:
         """Returns the prediction of activations: decoder, bias and, where there is one, the skip term."""
-        W_dec = parameters["W_dec"]
-        if self.config.architecture == "clt":
-            W_dec = W_dec * decoder_mask(self.config).to(W_dec)
-        x_hat = activations @ W_dec + parameters["b_dec"]
+        x_hat = activations @ self._decoder(parameters) + parameters["b_dec"]
         return x_hat + x @ parameters["W_skip"].T if "W_skip" in parameters else x_hat
 
     def activate(self, parameters: Parameters, pre: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
@@ -154,7 +151,7 @@ class Architecture:
 
     def forward(self, parameters: Parameters, x: Float[Tensor, "n d_in"], moment: Moment) -> Forward:
         """Returns the dense, differentiable pass."""
-        pre = self.pre_activations(parameters, self.centre(parameters, x)) + parameters["b_enc"]
+        pre = self.dense_pre_activations(parameters, self.centre(parameters, x))
         activations, penalty = self.activate(parameters, pre, moment)
         return Forward(self.write(parameters, activations, x), activations, penalty)
 
@@ -179,20 +176,16 @@ class Architecture:
         """Returns Σ‖ê − e‖² / Σ‖e − ē‖², ê the dead latents' reconstruction of the error e, which is held constant."""
         pre = self.revival_pre_activations(parameters, x)[:, dead]
         chosen = self.strongest(pre, min(self.config.auxk_latents, pre.shape[1]))
-        W_dec = parameters["W_dec"]
-        if self.config.architecture == "clt":
-            W_dec = W_dec * decoder_mask(self.config).to(W_dec)
         revived = torch.zeros_like(pre).scatter(1, chosen.indices, chosen.values)
-        return (error - revived @ W_dec[dead]).pow(2).sum() / total_variance(error)
+        return (error - revived @ self._decoder(parameters)[dead]).pow(2).sum() / total_variance(error)
 
     def revival_pre_activations(self, parameters: Parameters, x: Tensor) -> Float[Tensor, "n d_sae"]:
         """Returns the pre-activations by which AuxK chooses dead latents."""
-        return self.pre_activations(parameters, self.centre(parameters, x)) + parameters["b_enc"]
+        return self.dense_pre_activations(parameters, self.centre(parameters, x))
 
     def strongest(self, pre: Float[Tensor, "n latents"], k: int) -> Selection:
         """Returns the k strongest of each row as AuxK takes them; differentiable."""
-        values, indices = torch.topk(pre, k, dim=1, sorted=False)
-        return Selection(values.relu(), indices)
+        return select(pre, k)
 
     # Training
 
@@ -240,10 +233,10 @@ class Architecture:
     def coefficient(self, moment: Moment) -> Tensor | float:
         """Returns the penalty's weight in this step: fixed and warmed up, or controlled."""
         config = self.config
-        warmup = default(config.sparsity_warmup_frac, 0.1) * moment.steps
+        warmup = config.sparsity_warmup * moment.steps
         warmth = min(1.0, (moment.step + 1) / warmup) if warmup >= 1 else 1.0
         if config.l0_goal is None:
-            return warmth * default(config.sparsity_coefficient, self.initial_coefficient)
+            return warmth * default(config.sparsity_coefficient, INITIAL_COEFFICIENT)
         return warmth * (self.buffers["log_coefficient"] + 0.5 * self._excess()).exp()
 
     def project(self, parameters: Parameters, gradients: dict[str, Tensor], moment: Moment) -> None:

@@ -22,7 +22,7 @@ class PAnneal(Standard):
 
     def exponent(self, moment: Moment) -> float:
         """Returns p in this step."""
-        warmup = default(self.config.sparsity_warmup_frac, 0.1)
+        warmup = self.config.sparsity_warmup
         annealed = max(0.0, moment.progress - warmup) / max(1e-9, 1 - warmup)
         return 1 + (default(self.config.penalty_exponent, 0.2) - 1) * annealed
 

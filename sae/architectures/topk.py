@@ -25,7 +25,7 @@ class TopK(Architecture):
         """Returns k in this step."""
         config = self.config
         first = default(config.k_start, config.active)
-        annealed = moment.progress / max(1e-9, default(config.sparsity_warmup_frac, 0.1))
+        annealed = moment.progress / max(1e-9, config.sparsity_warmup)
         return round(first + (config.active - first) * min(1.0, annealed))
 
     def activate(self, parameters: Parameters, pre: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
