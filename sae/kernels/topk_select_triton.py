@@ -80,7 +80,6 @@ def _topk_rows(
     row = tl.program_id(0).to(tl.int64)
     bins = tl.arange(0, 256)
     counts = count_digits(pre, row, d_sae, 0, 24, True, IS_SIGNED, BLOCK)
-    is_full = tl.sum(counts, axis=0) >= k
     prefix = 0
     wanted = k
     for shift in tl.static_range(24, LAST_SHIFT - 8, -8):
@@ -90,8 +89,8 @@ def _topk_rows(
         hit = (above < wanted) & (above + counts >= wanted)
         prefix = prefix * 256 + tl.sum(tl.where(hit, bins, 0), axis=0)
         wanted -= tl.sum(tl.where(hit, above, 0), axis=0)
-    edge = tl.where(is_full, prefix << LAST_SHIFT, 0)
-    end = compact(pre, row, d_sae, edge, wanted, row * k, values, indices, IS_SIGNED, BLOCK)
+    # a row with fewer than k positive values hits no bin at any digit: its edge is 0
+    end = compact(pre, row, d_sae, prefix << LAST_SHIFT, wanted, row * k, values, indices, IS_SIGNED, BLOCK)
     for start in range(0, k, BLOCK_K):
         places = row * k + start + tl.arange(0, BLOCK_K)
         empty = (places >= end) & (places < row * k + k)
@@ -168,18 +167,15 @@ def threshold_select(pre: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     by_row = torch.empty(n, 256, dtype=torch.int32, device=device)
     edge = torch.zeros((), dtype=torch.int64, device=device)
     wanted = torch.full((), count, dtype=torch.int64, device=device)
-    is_full = torch.ones((), dtype=torch.bool, device=device)
     for shift in range(24, last_shift - DIGIT_BITS, -DIGIT_BITS):
         is_first = shift == 24
         _digit_counts[(n,)](pre, edge, by_row, d_sae, shift, IS_FIRST=is_first, BLOCK=block, num_warps=NUM_WARPS)
         counts = by_row.sum(0)
-        if is_first:
-            is_full = counts.sum() >= count
         above = counts.sum() - counts.cumsum(0)
         hit = (above < wanted) & (above + counts >= wanted)
         edge = edge * 256 + torch.where(hit, bins, 0).sum()
         wanted = wanted - torch.where(hit, above, 0).sum()
-    edge = torch.where(is_full, edge << last_shift, 0)
+    edge = edge << last_shift
     n_above, n_level = (torch.empty(n, dtype=torch.int32, device=device) for _ in range(2))
     _edge_counts[(n,)](pre, edge, n_above, n_level, d_sae, BLOCK=block, num_warps=NUM_WARPS)
     # what rows before have taken of the room at the edge is gone
