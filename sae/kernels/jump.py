@@ -25,8 +25,8 @@ CASES: dict[str, dict[str, Any]] = {
     "odd widths": dict(n=7, d_sae=13, bandwidth=0.5),
     "one row": dict(n=1, d_sae=5, bandwidth=0.5),
     "one latent": dict(n=9, d_sae=1, bandwidth=1.0),
-    "several slabs of rows": dict(n=150, d_sae=3, bandwidth=0.75),
-    "several tiles of latents": dict(n=2, d_sae=300, bandwidth=0.75),
+    "several slabs of rows": dict(n=150, d_sae=3, bandwidth=0.5),
+    "several tiles of latents": dict(n=2, d_sae=300, bandwidth=0.5),
     "a rectangle that reaches zero": dict(n=8, d_sae=11, bandwidth=2.0),
     "nothing active": dict(n=4, d_sae=6, bandwidth=0.1, shift=-50.0),
 }
