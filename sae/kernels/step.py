@@ -1,0 +1,228 @@
+"""The sparse training step made of the fused operations; the formulas are in `sae.step`.
+
+1. Codes are cut into one virtual row for every row and nested dictionary.
+2. `decode_loss`: errors, losses, gradients of the reconstructions and of the codes.
+3. `revive`: the same for dead latents, whose codes join the others as n further rows.
+4. `latent_order`, then `latent_reduce` (`fused_step`), or `latent_adam`, which moves the weights (`fused_update`).
+
+Nothing waits for the device: codes may have places to spare, the number of dead latents stays in its memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae.kernels.decode_loss import DecodeLoss, decode_loss
+from sae.kernels.dispatch import Backend, rows_of
+from sae.kernels.latent_adam import Adam, Moments, latent_adam
+from sae.kernels.latent_order import LatentOrder, latent_order
+from sae.kernels.latent_reduce import latent_reduce
+from sae.kernels.revive import revive
+from sae.sparse import RaggedCodes
+from sae.step import Auxiliary, Parameters, StepResult, total_variance
+
+CASES: dict[str, dict[str, Any]] = {
+    "plain": dict(n=9, d=8, d_sae=24, most=4),
+    "spare places": dict(n=7, d=5, d_sae=20, most=4, spare=9, silent_frac=0.2),
+    "nested": dict(n=8, d=6, d_sae=24, most=5, widths=(5, 12, 24)),
+    "nested by rank, weighted": dict(n=6, d=7, d_sae=20, most=5, widths=(4, 20), weights=(0.3, 0.7), is_ranked=True),
+    "few dead": dict(n=8, d=6, d_sae=20, most=4, dead=3, k=5),
+    "many dead, one room for all": dict(n=8, d=6, d_sae=20, most=4, dead=12, k=3, capacity=14),
+    "none dead": dict(n=6, d=6, d_sae=20, most=4, dead=0, k=3),
+    "nested with dead": dict(n=6, d=6, d_sae=24, most=4, widths=(6, 24), dead=7, k=3, spare=5),
+    "signed with dead": dict(n=7, d=6, d_sae=20, most=4, dead=6, k=4, is_signed=True),
+    "other output with a skip": dict(n=8, d=6, d_out=5, d_sae=16, most=4, has_skip=True),
+}
+"""Settings of `random_codes`, with rows of `d` columns and a target of `d_out`."""
+
+
+class Backward(NamedTuple):
+    """A batch's loss and what the weights' gradients are summed from."""
+
+    order: LatentOrder
+    values: Float[Tensor, " nnz"]
+    dvalues: Float[Tensor, " nnz"]
+    gradient: Float[Tensor, "virtual d_out"]
+    centred: Float[Tensor, "n d_in"]
+    groups: int
+    variance: Float[Tensor, ""]
+    loss: Float[Tensor, ""]
+    squared_error: Float[Tensor, ""]
+
+    def sums(self) -> tuple[LatentOrder, Tensor, Tensor, Tensor, Tensor]:
+        """Returns the arguments of the pass over latents."""
+        return self.order, self.values, self.dvalues, self.gradient, self.centred
+
+    def of_outputs(self) -> Float[Tensor, "n d_out"]:
+        """Returns the main loss's gradient with respect to b_dec and the skip term, row by row."""
+        n = len(self.centred)
+        return self.gradient[: n * self.groups].view(n, self.groups, -1)[:, 0]
+
+    def result(self, gradients: dict[str, Tensor], fired: Int[Tensor, " d_sae"]) -> StepResult:
+        """Returns the step's result with these gradients."""
+        l0 = fired.sum().to(self.centred.dtype) / len(self.centred)
+        return StepResult(gradients, self.loss, self.squared_error, self.variance, fired > 0, l0)
+
+
+@torch.no_grad()
+def fused_step(
+    parameters: Parameters,
+    x: Float[Tensor, "n d_in"],
+    y: Float[Tensor, "n d_out"],
+    codes: RaggedCodes,
+    *,
+    is_signed: bool = False,
+    subtracts_b_dec: bool = True,
+    widths: Sequence[int] = (),
+    weights: Float[Tensor, " groups"] | None = None,
+    ranks: Int[Tensor, " d_sae"] | None = None,
+    auxiliary: Auxiliary | None = None,
+    dead_capacity: int | None = None,
+    backend: Backend = "auto",
+) -> StepResult:
+    """Returns what `sae.step.sparse_step` returns; `dead_capacity` is the room of `revive`.
+
+    `codes` may have places to spare. Raises `ValueError` as the operations it consists of do.
+    """
+    back = _backward(
+        parameters, x, y, codes, is_signed, subtracts_b_dec, widths, weights, ranks, auxiliary, dead_capacity, backend
+    )
+    sums = latent_reduce(*back.sums(), groups=back.groups, backend=backend)
+    gradients = {"W_enc": sums.W_enc, "W_dec": sums.W_dec, "b_enc": sums.b_enc}
+    gradients |= _output_gradients(parameters, back, x)
+    if subtracts_b_dec:
+        gradients["b_dec"] -= sums.b_enc @ parameters["W_enc"].to(sums.b_enc)
+    return back.result(gradients, sums.fired)
+
+
+@torch.no_grad()
+def fused_update(
+    parameters: Parameters,
+    moments: Mapping[str, Moments],
+    lr: Float[Tensor, ""],
+    step: Int[Tensor, ""],
+    adam: Adam,
+    x: Float[Tensor, "n d_in"],
+    y: Float[Tensor, "n d_out"],
+    codes: RaggedCodes,
+    *,
+    copies: Mapping[str, Tensor] | None = None,
+    is_signed: bool = False,
+    subtracts_b_dec: bool = True,
+    widths: Sequence[int] = (),
+    weights: Float[Tensor, " groups"] | None = None,
+    ranks: Int[Tensor, " d_sae"] | None = None,
+    auxiliary: Auxiliary | None = None,
+    dead_capacity: int | None = None,
+    backend: Backend = "auto",
+) -> StepResult:
+    """Moves W_enc, W_dec and b_enc in place by `latent_adam`; the result's gradients are those of the other parameters.
+
+    Products read `copies` where there are any; `lr`, `step` and `moments` are those of `latent_adam`, the rest is as in
+    `fused_step`.
+    """
+    read = {**parameters, **(copies or {})}
+    back = _backward(
+        read, x, y, codes, is_signed, subtracts_b_dec, widths, weights, ranks, auxiliary, dead_capacity, backend
+    )
+    gradients = _output_gradients(parameters, back, x)
+    moved = latent_adam(
+        *back.sums(), parameters, moments, lr, step, adam, copies=copies, groups=back.groups, backend=backend
+    )
+    if subtracts_b_dec:
+        gradients["b_dec"] -= moved.centre
+    return back.result(gradients, moved.fired)
+
+
+def _output_gradients(parameters: Parameters, back: Backward, x: Tensor) -> dict[str, Tensor]:
+    outputs = back.of_outputs()
+    wide = torch.promote_types(outputs.dtype, torch.float32)
+    gradients = {"b_dec": outputs.sum(0, dtype=wide)}
+    if "W_skip" in parameters:
+        gradients["W_skip"] = outputs.T @ x
+    return gradients
+
+
+def _backward(
+    parameters: Parameters,
+    x: Tensor,
+    y: Tensor,
+    codes: RaggedCodes,
+    is_signed: bool,
+    subtracts_b_dec: bool,
+    widths: Sequence[int],
+    weights: Tensor | None,
+    ranks: Tensor | None,
+    auxiliary: Auxiliary | None,
+    dead_capacity: int | None,
+    backend: Backend,
+) -> Backward:
+    groups = max(1, len(widths))
+    if weights is None:
+        weights = torch.full((groups,), 1 / groups, dtype=x.dtype, device=x.device)
+    centred = x - parameters["b_dec"].to(x) if subtracts_b_dec else x
+    blocked = codes if groups == 1 else by_block(codes, tuple(widths), ranks)
+    target = y - x @ parameters["W_skip"].T if "W_skip" in parameters else y
+    variance = total_variance(y)
+    decoded = decode_loss(
+        blocked,
+        parameters["W_dec"],
+        parameters["b_dec"],
+        target,
+        -2 / variance,
+        weights,
+        is_signed=is_signed,
+        backend=backend,
+    )
+    by_group = decoded.squared_error.sum(0)
+    loss = (weights * by_group).sum() / variance
+    joined, dvalues, gradient = blocked, decoded.dvalues, decoded.gradient
+    if auxiliary is not None and auxiliary.alpha > 0:
+        added = revive(
+            parameters,
+            centred,
+            decoded.error,
+            auxiliary,
+            capacity=dead_capacity,
+            is_signed=is_signed,
+            backend=backend,
+        )
+        joined, dvalues, gradient = _joined(blocked, decoded, added.codes, added.dvalues, added.gradient)
+        loss = loss + added.loss
+    order = latent_order(joined, len(parameters["W_dec"]))
+    return Backward(order, joined.values, dvalues, gradient, centred, groups, variance, loss, by_group[-1])
+
+
+def _joined(
+    codes: RaggedCodes, decoded: DecodeLoss, added: RaggedCodes, dvalues: Tensor, gradient: Tensor
+) -> tuple[RaggedCodes, Tensor, Tensor]:
+    """Returns codes with further rows after theirs; spare places fall to the first of them, silent as they are."""
+    starts = torch.cat([codes.starts, len(codes.indices) + added.starts[1:]])
+    indices, values = torch.cat([codes.indices, added.indices]), torch.cat([codes.values, added.values])
+    return (
+        RaggedCodes(starts, indices, values),
+        torch.cat([decoded.dvalues, dvalues]),
+        torch.cat([decoded.gradient, gradient]),
+    )
+
+
+def by_block(codes: RaggedCodes, widths: tuple[int, ...], ranks: Int[Tensor, " d_sae"] | None) -> RaggedCodes:
+    """Returns the codes with one virtual row for every row and block of latents; spare places stay at the end."""
+    n, groups, capacity = codes.n_rows, len(widths), len(codes.indices)
+    places = codes.indices if ranks is None else ranks[codes.indices]
+    blocks = torch.bucketize(places, _ends(widths, codes.indices.device), right=True)
+    virtual, order = torch.sort(rows_of(codes.starts, capacity) * groups + blocks, stable=True)
+    starts = torch.searchsorted(virtual, torch.arange(n * groups + 1, device=virtual.device))
+    return RaggedCodes(starts, codes.indices[order], codes.values[order])
+
+
+@cache
+def _ends(widths: tuple[int, ...], device: torch.device) -> Tensor:
+    """Returns the widths on the device; copied there once, as a copy from the host would wait."""
+    return torch.tensor(widths, device=device)

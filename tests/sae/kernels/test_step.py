@@ -1,0 +1,111 @@
+"""The fused step is the sparse step, and the fused update is that step followed by Adam."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sae.kernels.cases import random_codes
+from sae.kernels.latent_adam import MOVED, Adam, Moments
+from sae.kernels.revive import listed, revive
+from sae.kernels.step import CASES, fused_step, fused_update
+from sae.sparse import RaggedCodes
+from sae.step import Auxiliary, sparse_step
+
+
+def setting(case: dict[str, Any], device: str) -> tuple[dict[str, Tensor], tuple[Any, ...], dict[str, Any], int | None]:
+    """Returns weights, rows with their codes, the arguments by name, and the room for dead latents."""
+    case = dict(case)
+    n, d, d_sae = case.pop("n"), case.pop("d"), case["d_sae"]
+    d_out, is_ranked, capacity = case.pop("d_out", d), case.pop("is_ranked", False), case.pop("capacity", None)
+    has_skip = case.pop("has_skip", False)
+    options: dict[str, Any] = {"is_signed": case.get("is_signed", False), "subtracts_b_dec": not has_skip}
+    if "widths" in case:
+        options["widths"] = case.pop("widths")
+    if "weights" in case:
+        options["weights"] = torch.tensor(case.pop("weights"), device=device)
+    if is_ranked:
+        options["ranks"] = torch.randperm(d_sae).to(device)
+    if "dead" in case:
+        dead = torch.zeros(d_sae, dtype=torch.bool)
+        dead[torch.randperm(d_sae)[: case.pop("dead")]] = True
+        options["auxiliary"] = Auxiliary(dead.to(device), case.pop("k"), 0.4)
+    W_dec = torch.nn.functional.normalize(torch.randn(d_sae, d_out), dim=1)
+    parameters = {
+        "W_enc": torch.randn(d_sae, d),
+        "W_dec": W_dec,
+        "b_enc": torch.randn(d_sae),
+        "b_dec": torch.randn(d_out),
+    }
+    if has_skip:
+        parameters["W_skip"] = torch.randn(d_out, d)
+    parameters = {name: tensor.to(device) for name, tensor in parameters.items()}
+    x = torch.randn(n, d).to(device)
+    y = torch.randn(n, d_out).to(device) if has_skip else x
+    return parameters, (x, y, random_codes(n, device=device, **case)), options, capacity
+
+
+def without_spare(rows: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns the arguments with codes cut to those there are."""
+    x, y, codes = rows
+    count = int(codes.starts[-1])
+    return x, y, RaggedCodes(codes.starts, codes.indices[:count], codes.values[:count])
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_the_fused_step_is_the_sparse_step(name: str, backend: Any, device: str) -> None:
+    parameters, rows, options, capacity = setting(CASES[name], device)
+    found = fused_step(parameters, *rows, **options, dead_capacity=capacity, backend=backend)
+    expected = sparse_step(parameters, *without_spare(rows), **options)
+    assert found.gradients.keys() == expected.gradients.keys()
+    for field, gradient in expected.gradients.items():
+        torch.testing.assert_close(found.gradients[field], gradient, rtol=1e-5, atol=1e-6, msg=field)
+    for field in ("loss", "squared_error", "variance", "l0"):
+        torch.testing.assert_close(getattr(found, field), getattr(expected, field), rtol=1e-5, atol=1e-6, msg=field)
+    assert torch.equal(found.fired, expected.fired)
+
+
+@pytest.mark.parametrize("name", ["spare places", "nested with dead", "other output with a skip"])
+def test_the_fused_update_is_the_step_and_then_adam(name: str, device: str) -> None:
+    parameters, rows, options, capacity = setting(CASES[name], device)
+    theirs = {field: tensor.clone() for field, tensor in parameters.items()}
+    moments = {field: Moments.zeros(parameters[field]) for field in MOVED}
+    optimizer = torch.optim.Adam([theirs[field] for field in MOVED], lr=0.01)
+    for step in (1, 2):
+        expected = sparse_step(theirs, *without_spare(rows), **options)
+        slope = expected.gradients["W_dec"]
+        slope -= (slope * theirs["W_dec"]).sum(1, keepdim=True) * theirs["W_dec"]
+        for field in MOVED:
+            theirs[field].grad = expected.gradients[field]
+        optimizer.step()
+        theirs["W_dec"].div_(theirs["W_dec"].norm(dim=1, keepdim=True))
+        time = torch.tensor(0.01, device=device), torch.tensor(step, device=device)
+        found = fused_update(
+            parameters, moments, *time, Adam(), *rows, **options, dead_capacity=capacity, backend="triton"
+        )
+        torch.testing.assert_close(found.loss, expected.loss, rtol=1e-5, atol=1e-6)
+        for field, gradient in found.gradients.items():
+            torch.testing.assert_close(gradient, expected.gradients[field], rtol=1e-4, atol=1e-5, msg=field)
+        assert found.gradients.keys() | set(MOVED) == expected.gradients.keys()
+        for field in MOVED:
+            # Adam's first step divides a gradient by its own size: rounding of small ones shows as a share of lr
+            torch.testing.assert_close(parameters[field], theirs[field], rtol=0, atol=1e-4, msg=field)
+
+
+def test_only_the_first_dead_latents_find_room(device: str) -> None:
+    dead = torch.tensor([False, True, False, True, True], device=device)
+    latents, is_used = listed(dead, 2)
+    assert latents.tolist() == [1, 3]
+    assert is_used.tolist() == [True, True]
+    latents, is_used = listed(dead, 5)
+    assert latents[is_used].tolist() == [1, 3, 4]
+    parameters, (x, _, _), _, _ = setting(CASES["plain"], device)
+    everything = Auxiliary(torch.ones(24, dtype=torch.bool, device=device), 3, 0.4)
+    revival = revive(parameters, x, x, everything, capacity=4, backend="triton")
+    assert bool((revival.codes.indices < 4).all())
+    with pytest.raises(ValueError, match=r"revive got capacity=25, expected 1 to 24: leave it at its default"):
+        revive(parameters, x, x, everything, capacity=25)
