@@ -108,9 +108,10 @@ def reference(
     rows = rows.clamp(max=codes.n_rows - 1)
     atoms = W_dec[codes.indices]
     coded = torch.where(live, codes.values, 0)
-    written = W_dec.new_zeros(n * groups, d).index_add_(0, rows, coded[:, None] * atoms).view(n, groups, d).cumsum(1)
-    errors = (target - b_dec)[:, None] - written
-    gradient = (errors * (weights[:, None] * scale)).flip(1).cumsum(1).flip(1).reshape(n * groups, d)
+    parts = W_dec.new_zeros(n * groups, d).index_add_(0, rows, coded[:, None] * atoms).view(n, groups, d)
+    up_to = torch.ones(groups, groups).tril().to(parts)
+    errors = (target - b_dec)[:, None] - up_to @ parts
+    gradient = (up_to.T @ (errors * (weights[:, None] * scale))).reshape(n * groups, d)
     dvalues = (atoms * gradient[rows]).sum(1)
     active = codes.values != 0 if is_signed else codes.values > 0
     dvalues = torch.where(live & active, dvalues, 0)

@@ -186,6 +186,8 @@ def latent_adam(
         starts, places, rows, segment_starts, segment_latents, values, dvalues, gradient, centred, groups, segment
     )
     d_sae, d_out, d_in = len(starts) - 1, gradient.shape[1], centred.shape[1]
+    # weights and moments are held beside the sums: twice the warps keep them in registers
+    sizes["num_warps"] = min(16, 2 * sizes["num_warps"])
     programs = -(-d_sae // LATENTS)
     centre = torch.empty(programs, d_in, dtype=factors.dtype, device=gradient.device)
     fired = torch.empty(d_sae, dtype=torch.int32, device=gradient.device)

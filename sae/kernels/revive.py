@@ -21,6 +21,9 @@ from sae.kernels.topk_select import topk_select
 from sae.sparse import RaggedCodes
 from sae.step import Auxiliary, Parameters, total_variance
 
+CHUNK_BYTES = 256 << 20
+"""Pre-activations of dead latents that are held at once."""
+
 
 class Revival(NamedTuple):
     """The auxiliary loss and what its gradients are made of."""
@@ -59,10 +62,15 @@ def revive(
     if not 0 < capacity <= d_sae:
         raise ValueError(f"revive got capacity={capacity}, expected 1 to {d_sae}: leave it at its default")
     latents, is_used = listed(auxiliary.dead, capacity)
-    pre = torch.addmm(parameters["b_enc"][latents].to(centred), centred, parameters["W_enc"][latents].to(centred).T)
-    pre = torch.where(is_used, pre, 0)
-    values, chosen = topk_select(pre, min(auxiliary.k, capacity), is_signed=is_signed, backend=backend)
-    codes = RaggedCodes.of(values, latents[chosen])
+    W_enc, b_enc = (parameters[name][latents].to(centred) for name in ("W_enc", "b_enc"))
+    k, chunk_rows = min(auxiliary.k, capacity), max(64, CHUNK_BYTES // (capacity * centred.element_size()))
+    values = centred.new_empty(n, k)
+    indices = torch.empty(n, k, dtype=torch.int64, device=centred.device)
+    for start in range(0, n, chunk_rows):
+        part = slice(start, start + chunk_rows)
+        pre = torch.where(is_used, torch.addmm(b_enc, centred[part], W_enc.T), 0)
+        values[part], indices[part] = topk_select(pre, k, is_signed=is_signed, backend=backend)
+    codes = RaggedCodes.of(values, latents[indices])
     variance = total_variance(error)
     alpha = auxiliary.alpha * is_used.any().to(error.dtype)
     W_dec = parameters["W_dec"]

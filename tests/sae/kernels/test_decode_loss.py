@@ -25,7 +25,7 @@ def setting(case: dict[str, Any], dtype: torch.dtype, device: str) -> tuple[Any,
 
 
 def by_autograd(
-    codes: RaggedCodes, W_dec: Tensor, b_dec: Tensor, target: Tensor, scale: Tensor, weights: Tensor | None
+    codes: RaggedCodes, W_dec: Any, b_dec: Any, target: Any, scale: Any, weights: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Returns the loss −scale/2 · Σ w ‖e‖² and its gradient with respect to the values, all by dense products."""
     n, groups = len(target), 1 if weights is None else len(weights)
@@ -59,13 +59,16 @@ def test_gradients_equal_automatic_differentiation(name: str, backend: Any, devi
     arguments = setting(CASES[name], torch.float64, device)
     codes, weights = arguments[0], arguments[-1]
     found = decode_loss(*arguments, backend=backend)
-    loss, gradient = by_autograd(*arguments)
+    loss, gradient = by_autograd(
+        RaggedCodes(*(part.cpu() for part in codes)),
+        *(None if tensor is None else tensor.cpu() for tensor in arguments[1:]),
+    )
     count = len(gradient)
-    torch.testing.assert_close(found.dvalues[:count], gradient)
+    torch.testing.assert_close(found.dvalues[:count].cpu(), gradient)
     assert bool((found.dvalues[count:] == 0).all())
     assert len(found.dvalues) == len(codes.indices)
-    shares = torch.ones(1).to(loss) if weights is None else weights
-    torch.testing.assert_close(0.37 / 2 * (found.squared_error * shares).sum(), loss)
+    shares = torch.ones(1).to(found.squared_error) if weights is None else weights
+    torch.testing.assert_close((0.37 / 2 * (found.squared_error * shares).sum()).cpu(), loss)
 
 
 def test_negative_codes_get_gradients_only_where_values_are_signed(device: str) -> None:
@@ -83,8 +86,8 @@ def test_codes_of_another_batch_are_refused() -> None:
         decode_loss(codes, W_dec, b_dec, target[:3], scale, weights)
 
 
-def test_rows_too_wide_for_a_program_are_refused() -> None:
-    wide = torch.zeros(1, 20_000)
-    codes = random_codes(1, 4, 2)
+def test_rows_too_wide_for_a_program_are_refused(device: str) -> None:
+    wide = torch.zeros(1, 20_000, device=device)
+    codes = random_codes(1, 4, 2, device=device)
     with pytest.raises(ValueError, match=r"decode_loss got rows of 20000 columns, expected 1 to 16384: set backend"):
         decode_loss(codes, wide.expand(4, -1).contiguous(), wide[0], wide, torch.tensor(1.0), backend="triton")

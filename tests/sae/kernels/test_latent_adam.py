@@ -42,8 +42,9 @@ def on(device: str, step: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("backend", ["reference", "triton"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [("reference", torch.float64), ("triton", torch.float32)], ids=["reference", "kernel"]
+)
 def test_three_steps_equal_those_of_torch(name: str, backend: Any, dtype: torch.dtype, device: str) -> None:
     case = dict(CASES[name])
     is_unit = case.pop("is_unit", True)

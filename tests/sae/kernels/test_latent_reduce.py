@@ -42,11 +42,10 @@ def test_the_kernel_equals_the_reference(name: str, dtype: torch.dtype, device: 
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("backend", ["reference", "triton"])
-def test_sums_equal_dense_products(name: str, backend: Any, device: str) -> None:
+def test_the_reference_equals_dense_products(name: str, device: str) -> None:
     codes, arguments, options = setting(CASES[name], torch.float64, device)
     order, values, dvalues, gradient, centred = arguments
-    found = latent_reduce(*arguments, **options, backend=backend)
+    found = latent_reduce(*arguments, **options, backend="reference")
     d_sae, count, n_virtual = len(order.starts) - 1, int(codes.starts[-1]), len(centred) * options["groups"]
     rows, latents = rows_of(codes.starts, len(values))[:count], codes.indices[:count]
     heard = values[:count] != 0

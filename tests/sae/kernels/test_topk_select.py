@@ -69,8 +69,8 @@ def test_what_is_not_positive_is_never_chosen(backend: Any, device: str) -> None
     assert threshold_select(pre[1:], 3, backend=backend).smallest.item() == torch.inf
 
 
-def test_what_does_not_fit_is_refused() -> None:
-    pre = torch.randn(3, 5)
+def test_what_does_not_fit_is_refused(device: str) -> None:
+    pre = torch.randn(3, 5, device=device)
     with pytest.raises(ValueError, match=r"topk_select got k=6 for 5 values, expected 1 to 5: lower k"):
         topk_select(pre, 6)
     with pytest.raises(ValueError, match=r"threshold_select got k=0 for 15 values, expected 1 to 15: lower k"):

@@ -1,0 +1,34 @@
+"""The kernels compile for GPUs that are not there, in float32 and bf16, for every launch that the operations make."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+KERNELS = [
+    "_decode_loss",
+    "sum_segments",
+    "_latent_reduce",
+    "_latent_adam",
+    "_topk_rows",
+    "_digit_counts",
+    "_edge_counts",
+    "_write_rows",
+    "_forward",
+    "_backward",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["80", "90"])
+def test_every_kernel_compiles(architecture: str) -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(HERE.parents[2])}
+    command = [sys.executable, str(HERE / "compiling.py"), "768", architecture]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {line.split()[0] for line in done.stdout.splitlines()} == set(KERNELS)
