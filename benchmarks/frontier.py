@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows each SAE trains on")
     parser.add_argument("--d-sae", type=int, default=2048)
     parser.add_argument("--batch-rows", type=int, default=2048)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, help="peak learning rate instead of the default one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--l0", type=int, nargs="+", default=list(L0))
     parser.add_argument("--architectures", nargs="+", default=ORDER, choices=ORDER)

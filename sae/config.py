@@ -53,7 +53,7 @@ class SAEConfig:
     """Number of latents (of all sites together, in a cross-layer transcoder)."""
     k: int | None = None
     """Latents active in each row (top-k family: exactly, or on average over a batch; matching pursuit: at most)."""
-    architecture: str = "topk"
+    architecture: str = "matryoshka_batchtopk"
     """Name of the architecture, as in SAELens's `cfg.json` where SAELens has it; the default is the recommended one."""
     activation: Activation | None = None
     """How transcoders and crosscoders choose active latents: relu, topk (the default), batchtopk, jumprelu."""
@@ -76,7 +76,8 @@ class SAEConfig:
     auxk_k: int | None = None
     """Dead latents that take part in each row's auxiliary loss; default d_in / 2."""
     k_start: int | None = None
-    """k at the beginning, falling linearly to `k` over the first `sparsity_warmup_frac` of the run; default k."""
+    """k at the beginning, falling linearly to `k` over the first `sparsity_warmup_frac` of the run; default k, and
+    twice k (at most d_sae) in matryoshka_batchtopk."""
     penalty: Penalty | None = None
     """What is penalised: l1 (default), lp or tanh of activations; for jumprelu step (L0; default) or tanh."""
     sparsity_coefficient: float | None = None
@@ -84,7 +85,8 @@ class SAEConfig:
     target_l0: float | None = None
     """Active latents a row that the penalty's weight is adjusted for; default 32 without `sparsity_coefficient`."""
     sparsity_warmup_frac: float | None = None
-    """Share of the run over which the penalty rises from zero (or k falls from `k_start`); default 0.1."""
+    """Share of the run over which the penalty rises from zero (or k falls from `k_start`); default 0.1, and 0.5 in
+    matryoshka_batchtopk."""
     penalty_exponent: float | None = None
     """p of the lp penalty: constant in `standard` (default 0.5), the final one in `p_anneal` (default 0.2, from 1)."""
     tanh_scale: float | None = None
@@ -98,10 +100,10 @@ class SAEConfig:
     """Weight of the penalty on pre-activations below JumpReLU's threshold that keeps latents alive; default 3e-6 with
     tanh, 0 with step."""
     matryoshka_widths: list[int] | None = None
-    """Widths of the nested dictionaries, ascending, the last one d_sae; default d_sae/32, /16, /8, … (halves)."""
+    """Widths of the nested dictionaries, ascending, the last one d_sae; default d_sae / 32, 16, 8, 4, 2 and 1."""
     nesting_start: float | None = None
     """Share of the run from which the nested dictionaries count, made of the latents that are strongest by then (late
-    nesting); default from the start, in the latents' own order."""
+    nesting); default 0.25. With 0 they count from the start, in the latents' own order, as published."""
     residual_threshold: float | None = None
     """Matching pursuit stops at rows whose residual norm is below this; default 0.01."""
 
@@ -180,8 +182,8 @@ class SAEConfig:
                 raise ValueError(f"{name}={value} must be positive: leave it out for its default")
         if self.sparsity_warmup_frac is not None and not 0 <= self.sparsity_warmup_frac <= 1:
             raise ValueError(f"sparsity_warmup_frac={self.sparsity_warmup_frac} must lie between 0 and 1")
-        if self.nesting_start is not None and not 0 < self.nesting_start < 1:
-            raise ValueError(f"nesting_start={self.nesting_start} must lie between 0 and 1: it is a share of the run")
+        if self.nesting_start is not None and not 0 <= self.nesting_start < 1:
+            raise ValueError(f"nesting_start={self.nesting_start} must lie in [0, 1): it is a share of the run")
         widths = self.matryoshka_widths
         if widths is not None and (sorted(set(widths)) != widths or widths[0] < 1 or widths[-1] != self.d_sae):
             raise ValueError(
@@ -238,9 +240,20 @@ class SAEConfig:
         return self.target_l0 if self.target_l0 is not None else 32.0
 
     @property
+    def first_active(self) -> int:
+        """k in the first step."""
+        nested = self.mechanism == "matryoshka_batchtopk"
+        return default(self.k_start, min(2 * self.active, self.d_sae) if nested else self.active)
+
+    @property
     def sparsity_warmup(self) -> float:
         """Share of the run over which the penalty rises, or k falls."""
-        return default(self.sparsity_warmup_frac, 0.1)
+        return default(self.sparsity_warmup_frac, 0.5 if self.mechanism == "matryoshka_batchtopk" else 0.1)
+
+    @property
+    def nesting_from(self) -> float:
+        """Share of the run from which nested dictionaries count."""
+        return default(self.nesting_start, 0.25)
 
     @property
     def nested_widths(self) -> list[int]:
@@ -249,8 +262,7 @@ class SAEConfig:
             return [self.d_sae]
         if self.matryoshka_widths is not None:
             return list(self.matryoshka_widths)
-        shares = (1 / 32, 3 / 32, 7 / 32, 15 / 32, 1)
-        return sorted({max(1, round(share * self.d_sae)) for share in shares})
+        return sorted({max(1, round(self.d_sae / share)) for share in (32, 16, 8, 4, 2, 1)})
 
 
 def default(value: Any, fallback: Any) -> Any:
@@ -266,8 +278,8 @@ class TrainSettings:
 
     batch_rows: int = 2048
     """Rows in one optimiser step."""
-    lr: float = 1e-3
-    """Peak learning rate."""
+    lr: float | None = None
+    """Peak learning rate; default 0.25/√d_sae, at most 0.01, and a tenth of that with `init_from`."""
     seed: int = 0
     """Seed of the initial weights (and, where the run reads a store or stream, of the order of its rows)."""
     device: str = "auto"
@@ -314,8 +326,8 @@ class TrainSettings:
         for name in ("batch_rows", "checkpoint_every_steps", "log_every_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1: raise it")
-        if not self.lr > 0:
-            raise ValueError(f"lr={self.lr} must be positive: try 1e-3")
+        if self.lr is not None and not self.lr > 0:
+            raise ValueError(f"lr={self.lr} must be positive: leave it out for its default")
         for name in ("warmup_frac", "decay_frac"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1: it is a share of the run")
@@ -363,6 +375,14 @@ class TrainConfig(TrainSettings):
                 f"total_rows={self.total_rows} is less than one batch of batch_rows={self.batch_rows}: raise the first "
                 "or lower the second"
             )
+
+    @property
+    def peak_lr(self) -> float:
+        """Peak learning rate, the default one resolved."""
+        if self.lr is not None:
+            return self.lr
+        fresh = min(0.01, 0.25 * self.sae.d_sae**-0.5)
+        return fresh if self.init_from is None else 0.1 * fresh
 
     @property
     def steps(self) -> int:

@@ -162,7 +162,7 @@ class Learner:
             norm = torch.stack([gradient.pow(2).sum() for gradient in gradients.values()]).sum().sqrt()
             for gradient in gradients.values():
                 gradient.mul_((config.clip_norm / norm).clamp(max=1.0))
-        self.optimizer.step(gradients, config.lr * rate(config, self.step))
+        self.optimizer.step(gradients, config.peak_lr * rate(config, self.step))
         if self.average is not None and config.ema_decay is not None:
             # a plain mean at first, so that the random start is forgotten
             keep = min(config.ema_decay, self.step / (self.step + 1))
@@ -204,7 +204,7 @@ class Learner:
         loss, squared_error, variance, l0 = self._window.tolist()
         if loss != loss:
             raise ValueError(
-                f"the loss is not finite before step {self.step}, expected a number: lower lr (now {config.lr})"
+                f"the loss is not finite before step {self.step}, expected a number: lower lr (now {config.peak_lr})"
             )
         rows = self._window_steps * config.batch_rows
         columns = len(self.scale_out)
@@ -216,7 +216,7 @@ class Learner:
             mse=squared_error / float(self.scale_out.pow(2).mean()) / (rows * columns),
             l0=l0 / self._window_steps,
             dead_frac=float((self.silent_rows >= config.dead_after_rows).double().mean()),
-            lr=config.lr * rate(config, self.step - 1),
+            lr=config.peak_lr * rate(config, self.step - 1),
             time_s=round(time_s, 3),
             rows_per_s=round(rows_done / max(time_s, 1e-9), 1),
         )

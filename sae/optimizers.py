@@ -19,6 +19,8 @@ from torch import Tensor
 
 from sae.config import TrainSettings
 
+UNSET_RATE = 0.0
+"""Every step brings its own."""
 Constraint = Callable[[dict[str, Tensor]], None]
 
 
@@ -127,16 +129,16 @@ def _inner(settings: TrainSettings, parameters: dict[str, Tensor]) -> list[torch
     # the schedule-free average takes momentum's place
     beta1 = 0.0 if settings.schedule_free else settings.beta1
     if settings.optimizer == "signum":
-        return [Signum(list(parameters.values()), settings.lr, beta1)]
+        return [Signum(list(parameters.values()), UNSET_RATE, beta1)]
     if settings.optimizer == "muon":
         matrices = [value for value in parameters.values() if value.ndim == 2]
         vectors = [value for value in parameters.values() if value.ndim != 2]
         muon = torch.optim.Muon(
-            matrices, lr=settings.lr, momentum=beta1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+            matrices, lr=UNSET_RATE, momentum=beta1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
         )
         return [muon, _adam(settings, vectors, beta1)]
     return [_adam(settings, list(parameters.values()), beta1)]
 
 
 def _adam(settings: TrainSettings, parameters: list[Tensor], beta1: float) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=settings.lr, betas=(beta1, settings.beta2), fused=True)
+    return torch.optim.Adam(parameters, lr=UNSET_RATE, betas=(beta1, settings.beta2), fused=True)

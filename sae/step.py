@@ -15,6 +15,8 @@ takes part in x̂_b, …, x̂_G, so its gradient meets the suffix sum g = Σ_{h 
 
 (the last term of ∂b_dec is the input's share, folded over the batch before it meets W_enc; it is absent where the
 encoder reads x itself). Blocks are handled as virtual rows: row r and block b form row r·G + b of one sparse product.
+
+On a GPU the same is done by the kernels of `sae.kernels.step`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae import sparse
+from sae.kernels.dispatch import is_fused
 from sae.selection import largest_latents, strongest_latents
 from sae.sparse import RaggedCodes
 
@@ -82,6 +85,23 @@ def sparse_step(
     `is_signed` says that codes may be negative (then all of them get gradients); `widths` and `weights` are the nested
     dictionaries and the shares of their losses, `ranks` the latents' places in them (default their own order).
     """
+    if is_fused(x, y):
+        from sae.kernels.step import fused_step
+
+        n_dead = 0 if auxiliary is None else int(auxiliary.dead.sum())
+        return fused_step(
+            parameters,
+            x,
+            y,
+            codes,
+            is_signed=is_signed,
+            subtracts_b_dec=subtracts_b_dec,
+            widths=widths,
+            weights=weights,
+            ranks=ranks,
+            auxiliary=auxiliary if n_dead else None,
+            dead_capacity=n_dead or None,
+        )
     W_enc, W_dec, b_dec = parameters["W_enc"], parameters["W_dec"], parameters["b_dec"]
     n, groups = len(x), max(1, len(widths))
     if weights is None:

@@ -147,7 +147,7 @@ def train(
 
     [dim]glassbox train sweep out=runs/sweep train.epochs=1[/dim]
 
-    [dim]glassbox train demo out=runs/b --init-from runs/a/sae/resid_post.2/topk[/dim]
+    [dim]glassbox train demo out=runs/b --init-from runs/a/sae/resid_post.2/matryoshka[/dim]
     """
     import configs
     from features import run
@@ -185,7 +185,7 @@ def evaluate(
     those recorded in each SAE. Writes [bold]metrics.json[/bold] into each folder, and [bold]evaluation.html[/bold] and
     [bold]evaluation.json[/bold] into the first.
 
-    [dim]glassbox evaluate runs/a/sae/resid_post.2/topk[/dim]
+    [dim]glassbox evaluate runs/a/sae/resid_post.2/matryoshka[/dim]
 
     [dim]glassbox evaluate runs/a/sae/resid_post.2/* --probe topics --out report.html[/dim]
     """
@@ -213,7 +213,7 @@ def index(
 
     [dim]glassbox index demo out=runs/a[/dim]
 
-    [dim]glassbox index runs/a/sae/resid_post.2/topk --model embedded --data embedded[/dim]
+    [dim]glassbox index runs/a/sae/resid_post.2/matryoshka --model embedded --data embedded[/dim]
     """
     import configs
     from features import run
@@ -270,7 +270,7 @@ def explain(
 ) -> None:
     """Explain every live feature from the statistics of its tokens, and score the explanations.
 
-    [dim]glassbox explain runs/demo/dictionary/topk[/dim]
+    [dim]glassbox explain runs/demo/dictionary/matryoshka[/dim]
     """
     from features import run
 
@@ -293,7 +293,7 @@ def browse(
 
     Listens on 127.0.0.1 alone and sends nothing out.
 
-    [dim]glassbox browse runs/demo/dictionary/topk[/dim]
+    [dim]glassbox browse runs/demo/dictionary/matryoshka[/dim]
     """
     serving.browse(dictionaries, model=model, host=host, port=port, password=password, open_page=not no_open)
 
@@ -319,7 +319,7 @@ def steer(
 ) -> None:
     """Write with features held up or down, beside the same model left alone.
 
-    [dim]glassbox steer runs/demo/dictionary/topk --prompt "def read(" --feature 123=4[/dim]
+    [dim]glassbox steer runs/demo/dictionary/matryoshka --prompt "def read(" --feature 123=4[/dim]
 
     [dim]glassbox steer DICT --prompt "import" --feature 7=1 --mode ablate --temperature 0.8 --seed 1[/dim]
     """

@@ -3,9 +3,9 @@
 The codes are those of BatchTopK; the loss is the mean over nested widths m_1 < … < d_sae of the loss of the
 reconstruction from the first m latents. General features settle in the small dictionaries, which fights absorption.
 
-With `nesting_start` (late nesting, docs/log.md) training begins as BatchTopK; at that share of the run latents are
-ranked once by the energy Σ f² that they have had, and the nested losses fade in over a tenth of the run. The finished
-SAE has its latents in that order.
+By default nesting is late (docs/log.md): training begins as BatchTopK with a larger k; at `nesting_start` of the run
+latents are ranked once by the energy Σ f² that they have had, and the nested losses fade in over a tenth of the run.
+The finished SAE has its latents in that order. `nesting_start: 0` nests from the first step, as published.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Matryoshka(BatchTopK):
 
     def __init__(self, config: SAEConfig) -> None:
         super().__init__(config)
-        if config.nesting_start is not None:
+        if config.nesting_from > 0:
             self.buffers |= {"energy": torch.zeros(config.d_sae), "rank": torch.arange(config.d_sae)}
         self._energy: Tensor | None = None
 
@@ -50,8 +50,8 @@ class Matryoshka(BatchTopK):
 
     def observe(self, result: StepResult, moment: Moment) -> None:
         super().observe(result, moment)
-        start = self.config.nesting_start
-        if start is None or self._energy is None:
+        start = self.config.nesting_from
+        if start == 0 or self._energy is None:
             return
         energy = self.buffers["energy"]
         energy += (self._energy.to(energy) - energy) / min(ENERGY_MEMORY_STEPS, moment.step + 1)
@@ -60,10 +60,10 @@ class Matryoshka(BatchTopK):
             self.buffers["rank"][order] = torch.arange(len(order), device=order.device)
 
     def group_weights(self, moment: Moment, like: Tensor) -> tuple[list[int], Float[Tensor, " groups"] | None]:
-        widths, start = self.config.nested_widths, self.config.nesting_start
-        if start is not None and moment.step < math.ceil(start * moment.steps):
+        widths, start = self.config.nested_widths, self.config.nesting_from
+        if moment.step < math.ceil(start * moment.steps):
             return [self.config.d_sae], None
-        shown = 1.0 if start is None else min(1.0, (moment.progress - start) / FADE_FRAC)
+        shown = 1.0 if start == 0 else min(1.0, (moment.progress - start) / FADE_FRAC)
         weights = torch.full((len(widths),), shown / len(widths), dtype=like.dtype, device=like.device)
         weights[-1] += 1 - shown
         return widths, weights

@@ -10,7 +10,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.architectures.architecture import Architecture, Moment, auxiliary
-from sae.config import default
 from sae.selection import Selection, select, strongest_latents
 from sae.sparse import RaggedCodes
 from sae.step import Parameters, StepResult, sparse_step
@@ -24,7 +23,7 @@ class TopK(Architecture):
     def k(self, moment: Moment) -> int:
         """Returns k in this step."""
         config = self.config
-        first = default(config.k_start, config.active)
+        first = config.first_active
         annealed = moment.progress / max(1e-9, config.sparsity_warmup)
         return round(first + (config.active - first) * min(1.0, annealed))
 

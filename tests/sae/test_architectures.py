@@ -267,6 +267,25 @@ def test_late_nesting_is_batchtopk_at_first_and_ends_with_the_strongest_latents_
     assert energy[:24].mean() > 1.5 * energy[24:].mean()
 
 
+def test_the_default_recipe_nests_late_and_lets_k_fall() -> None:
+    architecture = architecture_of(SAEConfig(d_in=8, d_sae=64, k=5))
+    assert type(architecture).__name__ == "Matryoshka"
+    x = torch.zeros(1)
+    ks = [architecture.k(Moment(step, 100)) for step in (0, 25, 50, 99)]  # pyright: ignore[reportAttributeAccessIssue]
+    assert ks == [10, 8, 5, 5]
+    widths = [architecture.group_weights(Moment(step, 100), x)[0] for step in (24, 25)]  # pyright: ignore
+    assert widths == [[64], [2, 4, 8, 16, 32, 64]]
+
+
+def test_published_matryoshka_nests_from_the_first_step_in_the_latents_own_order() -> None:
+    sae = SAEConfig(d_in=8, d_sae=64, k=5, nesting_start=0, k_start=5, matryoshka_widths=[16, 64])
+    architecture = architecture_of(sae)
+    first, last = (architecture.group_weights(Moment(step, 100), torch.zeros(1)) for step in (0, 99))  # pyright: ignore
+    assert first[0] == last[0] == [16, 64]
+    assert first[1].tolist() == last[1].tolist() == [0.5, 0.5]
+    assert architecture.ranks() is None  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_matching_pursuit_explains_orthogonal_atoms_exactly() -> None:
     sae = SAE(SAEConfig(architecture="matching_pursuit", d_in=8, d_sae=8))
     with torch.no_grad():

@@ -315,3 +315,13 @@ def test_first_weights_do_not_resemble_data_drawn_by_the_same_seed(tmp_path: Pat
     learner = Learner(config(tmp_path, seed=0), torch.device("cpu"))
     cosines = (TRUE @ learner.parameters["W_dec"].T).max(1).values
     assert cosines.max() < 0.8
+
+
+@pytest.mark.parametrize(
+    ("d_sae", "changes", "rate"), [(64, {}, 0.01), (10_000, {}, 0.0025), (10_000, {"lr": 0.5}, 0.5)]
+)
+def test_the_default_rate_falls_with_the_width(d_sae: int, changes: dict[str, float], rate: float) -> None:
+    sae = SAEConfig(d_in=8, d_sae=d_sae, k=4)
+    assert TrainConfig(sae=sae, total_rows=4096, out="unused", **changes).peak_lr == pytest.approx(rate)
+    tuned = TrainConfig(sae=sae, total_rows=4096, out="unused", init_from="somewhere", **changes)
+    assert tuned.peak_lr == pytest.approx(rate if changes else rate / 10)

@@ -63,7 +63,7 @@ def test_the_demo_twice_is_the_demo_once(road: tuple[Path, list[str]], capsys: p
 @pytest.mark.slow
 def test_every_verb_takes_what_the_demo_left(road: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     out, overrides = road
-    sae, dictionary = out / "sae" / "resid_post.1" / "topk", out / "dictionary" / "topk"
+    sae, dictionary = out / "sae" / "resid_post.1" / "matryoshka", out / "dictionary" / "matryoshka"
     assert cli.run(["evaluate", str(sae)]) == 0
     assert "ce_recovered" in capsys.readouterr().out
     assert (sae / "evaluation.html").exists()
@@ -90,7 +90,7 @@ def test_every_verb_takes_what_the_demo_left(road: tuple[Path, list[str]], capsy
 def test_the_browsers_pages_show_a_real_dictionary(road: tuple[Path, list[str]]) -> None:
     from features import Dictionary
 
-    dictionary = Dictionary.open(road[0] / "dictionary" / "topk")
+    dictionary = Dictionary.open(road[0] / "dictionary" / "matryoshka")
     assert "64" in views.overview(dictionary)
     live = dictionary.features(live_only=True, limit=1).features[0]["feature"]
     for query in ("", "return", str(live), "nothing at all like this"):
