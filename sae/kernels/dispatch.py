@@ -33,6 +33,13 @@ def uses_triton(backend: Backend, tensor: Tensor) -> bool:
     return True
 
 
+def is_fused(x: Tensor, y: Tensor) -> bool:
+    """Says whether a training step on rows `x` that writes `y` is made of the kernels: not in float64, and not for rows
+    wider than a program holds, which `sae.sparse` takes.
+    """
+    return uses_triton("auto", x) and x.dtype != torch.float64 and max(x.shape[1], y.shape[1]) <= MAX_WIDTH
+
+
 def check_shapes(op: str, expected: dict[str, tuple[Tensor, Sequence[int]]]) -> None:
     """Raises `ValueError` for a tensor whose shape, layout or device is not that of the others."""
     device = next(iter(expected.values()))[0].device

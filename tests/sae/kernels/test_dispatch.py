@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from sae.kernels.dispatch import check_shapes, rows_of, uses_triton
+from sae.kernels.dispatch import MAX_WIDTH, check_shapes, is_fused, rows_of, uses_triton
 
 
 def test_tensors_that_do_not_fit_are_named() -> None:
@@ -30,6 +30,15 @@ def test_the_reference_runs_on_a_cpu_unless_the_kernel_is_asked_for(monkeypatch:
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(ValueError, match="a kernel was asked for on cpu, expected a CUDA device or TRITON_INTERPRET=1"):
         uses_triton("triton", torch.zeros(1))
+
+
+def test_a_step_on_a_cpu_keeps_to_sparse_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.zeros(2, 3)
+    assert not is_fused(rows, rows)
+    monkeypatch.setattr("sae.kernels.dispatch.uses_triton", lambda backend, tensor: True)
+    assert is_fused(rows, rows)
+    assert not is_fused(rows.double(), rows.double())
+    assert not is_fused(rows, torch.zeros(2, MAX_WIDTH + 1))
 
 
 def test_importing_the_operations_does_not_import_triton() -> None:

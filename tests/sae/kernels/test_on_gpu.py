@@ -94,6 +94,9 @@ def test_a_full_size_step_equals_the_sparse_step() -> None:
     codes, dead = chosen(parameters, x), torch.rand(D_SAE, device="cuda") < 0.2
     options: dict[str, Any] = {"widths": (1024, D_SAE), "auxiliary": Auxiliary(dead, 64, 0.03)}
     found = fused_step(parameters, x, x, codes, **options, backend="triton")
+    through = sparse_step(parameters, x, x, codes, **options)
+    for name, gradient in found.gradients.items():
+        torch.testing.assert_close(through.gradients[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
     held = {name: value.cpu() for name, value in parameters.items()}
     options["auxiliary"] = Auxiliary(dead.cpu(), 64, 0.03)
     expected = sparse_step(held, x.cpu(), x.cpu(), RaggedCodes(*(part.cpu() for part in codes)), **options)

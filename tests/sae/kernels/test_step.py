@@ -75,6 +75,25 @@ def test_the_fused_step_is_the_sparse_step(name: str, backend: Any, device: str)
     assert torch.equal(found.fired, expected.fired)
 
 
+@pytest.mark.parametrize("name", ["nested by rank, weighted", "few dead", "none dead", "signed with dead"])
+def test_the_sparse_step_hands_over_all_it_is_given(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters, rows, options, _ = setting(CASES[name], "cpu")
+    expected = sparse_step(parameters, *rows, **options)
+    calls: list[int | None] = []
+
+    def noted(*arguments: Any, dead_capacity: int | None, **given: Any) -> StepResult:
+        calls.append(dead_capacity)
+        return fused_step(*arguments, dead_capacity=dead_capacity, **given)
+
+    monkeypatch.setattr("sae.step.is_fused", lambda x, y: True)
+    monkeypatch.setattr("sae.kernels.step.fused_step", noted)
+    found = sparse_step(parameters, *rows, **options)
+    assert calls == [CASES[name].get("dead") or None]
+    torch.testing.assert_close(found.loss, expected.loss)
+    for field, gradient in expected.gradients.items():
+        torch.testing.assert_close(found.gradients[field], gradient, rtol=1e-5, atol=1e-6, msg=field)
+
+
 @pytest.mark.parametrize("name", ["spare places", "nested with dead", "other output with a skip"])
 def test_the_fused_update_is_the_step_and_then_adam(name: str, device: str) -> None:
     parameters, rows, options, capacity = setting(CASES[name], device)
