@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from typing import Literal
 
@@ -24,13 +25,18 @@ def uses_triton(backend: Backend, tensor: Tensor) -> bool:
         return False
     interpreted = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
     if backend == "auto":
-        return tensor.is_cuda and not interpreted and find_spec("triton") is not None
+        return tensor.is_cuda and not interpreted and _has_triton()
     if not (tensor.is_cuda or interpreted):
         raise ValueError(
             f"a kernel was asked for on {tensor.device}, expected a CUDA device or TRITON_INTERPRET=1: "
             "move the tensors or set backend='reference'"
         )
     return True
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def is_fused(x: Tensor, y: Tensor) -> bool:

@@ -108,6 +108,11 @@ def latent_adam(
                 "copy": ((copies or {}).get(name, parameters[name]), shape),
             },
         )
+    dtypes = {moment.dtype for name in MOVED for moment in moments[name]}
+    if len(dtypes) > 1:
+        raise ValueError(
+            f"latent_adam got moments of {' and '.join(sorted(map(str, dtypes)))}, expected one dtype: make them alike"
+        )
     passed = (order, values, dvalues, gradient, centred)
     if not uses_triton(backend, gradient):
         return reference(*passed, parameters, moments, lr, step, adam, copies or {}, groups)

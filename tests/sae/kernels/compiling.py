@@ -22,6 +22,7 @@ from sae.kernels.cases import random_codes
 from sae.kernels.latent_order import latent_order
 
 POINTERS = {
+    torch.float64: "*fp64",
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
@@ -37,7 +38,9 @@ def compile_instead(architecture: int) -> None:
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
         given = dict(zip(self.arg_names, args, strict=False)) | kwargs
-        constants = {name: given[name] for name in (self.arg_names[place] for place in self.constexprs)}
+        marked = {self.arg_names[place] for place in self.constexprs}
+        # a launch takes an integer of value 1 for a constant
+        constants = {name: v for name, v in given.items() if name in marked or (isinstance(v, int) and v == 1)}
         signature = {
             name: "constexpr" if name in constants else POINTERS[v.dtype] if torch.is_tensor(v) else "i32"
             for name, v in given.items()
@@ -62,8 +65,8 @@ def usage(cubin: bytes) -> str:
 
 
 def launch_all(d: int) -> None:
-    """Launches every kernel once in float32 and once with bf16 rows, weights and moments."""
-    for dtype in (torch.float32, torch.bfloat16):
+    """Launches every kernel in float32, with rows, weights and moments of bf16, and what takes float64 in that."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
         low: Any = {"dtype": dtype}
         n, d_sae = 8, 64
         codes = random_codes(2 * n, d_sae, 4)
@@ -84,9 +87,11 @@ def launch_all(d: int) -> None:
         latent_adam.latent_adam(
             *sums, parameters, moments, *time, adam, copies=copies, groups=2, segment=8, backend="triton"
         )
-        pre = torch.zeros(n, 1 << 12, **low)
-        topk_select.topk_select(pre, 32, backend="triton")
-        topk_select.threshold_select(pre, 100, backend="triton")
+        if dtype != torch.float64:
+            pre = torch.zeros(n, 1 << 12, **low)
+            for k in (1, 32):
+                topk_select.topk_select(pre, k, backend="triton")
+            topk_select.threshold_select(pre, 100, backend="triton")
         z, threshold = torch.zeros(n, 512, **low).requires_grad_(), torch.ones(512).requires_grad_()
         active, count = jump.jump(z, threshold, 0.1, backend="triton")
         (active.sum() + count).backward()

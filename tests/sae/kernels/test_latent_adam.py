@@ -115,6 +115,16 @@ def test_random_rounding_is_right_on_average_and_keeps_what_fits() -> None:
     assert torch.equal(randomly_rounded(fits.float()), fits)
 
 
+def test_moments_of_two_dtypes_are_refused() -> None:
+    case = CASES["plain"]
+    parameters = weights(case, torch.float32, "cpu")
+    moments = {name: Moments.zeros(tensor) for name, tensor in parameters.items()}
+    moments["b_enc"] = Moments.zeros(parameters["b_enc"], torch.bfloat16)
+    arguments, options = batch(case, 0, torch.float32, "cpu")
+    with pytest.raises(ValueError, match=r"got moments of torch.bfloat16 and torch.float32, expected one dtype: make"):
+        latent_adam(*arguments, parameters, moments, *on("cpu", 1), Adam(), **options)
+
+
 def test_moments_of_another_shape_are_refused() -> None:
     case = CASES["plain"]
     parameters = weights(case, torch.float32, "cpu")

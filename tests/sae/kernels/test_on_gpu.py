@@ -5,6 +5,7 @@ TRITON_INTERPRET=0 pytest -m gpu tests/sae/kernels
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -31,6 +32,8 @@ BF16_CLOSE = 2e-2
 def _needs_a_gpu() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
+    if os.environ.get("TRITON_INTERPRET") != "0":
+        pytest.fail("kernels would be interpreted, expected compiled ones: set TRITON_INTERPRET=0")
 
 
 def random_weights() -> dict[str, Tensor]:
