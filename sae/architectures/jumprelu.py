@@ -58,7 +58,8 @@ class Step(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
         (grad,) = grads
         z, threshold = ctx.saved_tensors
-        edge = ((z - threshold).abs() < ctx.bandwidth / 2) / ctx.bandwidth * grad
+        is_near = (z - threshold).abs() < ctx.bandwidth / 2
+        edge = is_near.to(grad) / ctx.bandwidth * grad  # a bare mask over a number is float32 in float64 runs too
         return None, -edge.sum(0), None
 
 

@@ -40,10 +40,14 @@ def _has_triton() -> bool:
 
 
 def is_fused(x: Tensor, y: Tensor) -> bool:
-    """Says whether a training step on rows `x` that writes `y` is made of the kernels: not in float64, and not for rows
-    wider than a program holds, which `sae.sparse` takes.
+    """Says whether a training step on rows `x` that writes `y` is made of the kernels: not in float64, not for rows
+    wider than a program holds, and not where they fail their trial; `sae.sparse` takes those.
     """
-    return uses_triton("auto", x) and x.dtype != torch.float64 and max(x.shape[1], y.shape[1]) <= MAX_WIDTH
+    if not uses_triton("auto", x) or x.dtype == torch.float64 or max(x.shape[1], y.shape[1]) > MAX_WIDTH:
+        return False
+    from sae.kernels.trial import kernels_hold
+
+    return kernels_hold(str(x.device))
 
 
 def check_shapes(op: str, expected: dict[str, tuple[Tensor, Sequence[int]]]) -> None:

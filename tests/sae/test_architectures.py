@@ -213,6 +213,14 @@ def test_gated_holds_the_decoder_still_in_its_auxiliary_term() -> None:
 # Formulas
 
 
+def test_the_steps_estimated_gradient_is_as_exact_as_its_input() -> None:
+    z = torch.tensor([[0.98, 1.5]], dtype=torch.float64)
+    threshold = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    Step.apply(z, threshold, 0.1).sum().backward()  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+    assert threshold.grad is not None
+    torch.testing.assert_close(threshold.grad, torch.tensor([-10.0, 0.0], dtype=torch.float64), rtol=1e-15, atol=0)
+
+
 def test_p_anneal_keeps_the_penaltys_value_while_its_shape_turns() -> None:
     architecture = architecture_of(settings("p_anneal", sparsity_coefficient=0.5, target_l0=None))
     parameters, x, _ = random_pass(architecture)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
+from triton.compiler.errors import CompilationError
 
+from sae.kernels import step, trial
 from sae.kernels.dispatch import MAX_WIDTH, check_shapes, is_fused, rows_of, uses_triton
+from sae.step import StepResult
 
 
 def test_tensors_that_do_not_fit_are_named() -> None:
@@ -36,6 +40,7 @@ def test_a_step_on_a_cpu_keeps_to_sparse_products(monkeypatch: pytest.MonkeyPatc
     rows = torch.zeros(2, 3)
     assert not is_fused(rows, rows)
     monkeypatch.setattr("sae.kernels.dispatch.uses_triton", lambda backend, tensor: True)
+    monkeypatch.setattr("sae.kernels.trial.kernels_hold", lambda device: True)
     assert is_fused(rows, rows)
     assert not is_fused(rows.double(), rows.double())
     assert not is_fused(rows, torch.zeros(2, MAX_WIDTH + 1))
@@ -55,3 +60,31 @@ def test_importing_the_operations_does_not_import_triton() -> None:
 
 def test_places_beyond_the_last_code_belong_to_no_row() -> None:
     assert rows_of(torch.tensor([0, 2, 2, 3]), 5).tolist() == [0, 0, 2, 3, 3]
+
+
+def test_kernels_that_fail_their_trial_are_named_and_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert trial._difference(torch.device("cpu")) == ""
+    right = step.fused_step
+
+    def wrong(*args: Any, backend: str, **kwargs: Any) -> StepResult:
+        result = right(*args, backend="reference", **kwargs)
+        if backend == "triton":
+            result.gradients["W_dec"][3, 2] = float("nan")
+        return result
+
+    monkeypatch.setattr(step, "fused_step", wrong)
+    trial.kernels_hold.cache_clear()
+    with pytest.warns(
+        RuntimeWarning, match=r"do not hold on cpu \(gradient of W_dec is off by nan .* install the triton"
+    ):
+        assert not trial.kernels_hold("cpu")
+
+    def failing(*args: Any, **kwargs: Any) -> StepResult:
+        raise CompilationError("", None, "no such instruction")  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(step, "fused_step", failing)
+    trial.kernels_hold.cache_clear()
+    with pytest.warns(RuntimeWarning, match="no such instruction"):
+        assert not trial.kernels_hold("cpu")
+    trial.kernels_hold.cache_clear()
