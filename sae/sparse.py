@@ -74,15 +74,14 @@ class LatentLayout:
         self._starts = torch.nn.functional.pad(self.counts.cumsum(0), (1, 0))
         self._rows = codes.rows()[self.order]
 
-    def reduce(
-        self, values: Float[Tensor, " nnz"], dense: Float[Tensor, "n d"], rows_per_dense: int = 1
-    ) -> Float[Tensor, "d_sae d"]:
-        """Returns, for every latent i, Σ over its codes of value · dense[row // rows_per_dense]."""
+    def reduce(self, values: Float[Tensor, " nnz"], dense: Float[Tensor, "m d"]) -> Float[Tensor, "d_sae d"]:
+        """Returns, for every latent i, Σ over its codes of value · dense[row mod m]."""
+        m = len(dense)
         by_latent = torch.sparse_csr_tensor(
             self._starts,
-            self._rows if rows_per_dense == 1 else self._rows // rows_per_dense,
+            self._rows if m == self.n else self._rows % m,
             values[self.order],
-            (self.d_sae, self.n // rows_per_dense),
+            (self.d_sae, m),
             check_invariants=False,
         )
         return by_latent @ dense

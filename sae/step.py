@@ -14,7 +14,7 @@ takes part in x̂_b, …, x̂_G, so its gradient meets the suffix sum g = Σ_{h 
     ∂b_enc = Σ ∂v                     ∂b_dec = Σ g_1 − ∂b_enc W_enc      ∂W_skip = Σ g_1 ⊗ x
 
 (the last term of ∂b_dec is the input's share, folded over the batch before it meets W_enc; it is absent where the
-encoder reads x itself). Blocks are handled as virtual rows: row r and block b form row r·G + b of one sparse product.
+encoder reads x itself). Blocks are handled as virtual rows: row r and block b form row b·n + r of one sparse product.
 
 On a GPU the same is done by the kernels of `sae.kernels.step`.
 """
@@ -108,22 +108,21 @@ def sparse_step(
         weights = torch.full((groups,), 1 / groups, dtype=x.dtype, device=x.device)
     centred = x - b_dec if subtracts_b_dec else x
     blocked = codes if groups == 1 else _by_block(codes, widths, ranks)
-    written = (
-        sparse.decode(blocked, W_dec).view(n, groups, -1).cumsum(1)
-        if groups > 1
-        else sparse.decode(codes, W_dec)[:, None]
-    )
     target = y - b_dec
     if "W_skip" in parameters:
         target = target - x @ parameters["W_skip"].T
-    errors = target[:, None] - written
+    written = sparse.decode(blocked, W_dec).view(groups, n, -1)
+    for group in range(1, groups):
+        written[group] += written[group - 1]
+    errors = target - written
     variance = total_variance(y)
-    by_group = errors.pow(2).sum((0, 2))
-    grads = errors * (weights[:, None] * (-2 / variance))
-    suffix = grads.flip(1).cumsum(1).flip(1) if groups > 1 else grads
+    by_group = errors.pow(2).sum((1, 2))
     loss = (weights * by_group).sum() / variance
-    gradients = _latent_gradients(blocked, suffix.reshape(n * groups, -1), centred, W_dec, is_signed)
-    first = suffix[:, 0]
+    suffix = errors * (weights * (-2 / variance))[:, None, None]
+    for group in range(groups - 1, 0, -1):
+        suffix[group - 1] += suffix[group]
+    gradients = _latent_gradients(blocked, suffix.view(groups * n, -1), centred, W_dec, is_signed)
+    first = suffix[0]
     gradients["b_dec"] = first.sum(0)
     if subtracts_b_dec:
         gradients["b_dec"] -= gradients["b_enc"] @ W_enc
@@ -133,7 +132,7 @@ def sparse_step(
         rows = auxiliary.dead.nonzero().squeeze(1)
         if len(rows):
             loss = loss + _add_auxk(
-                parameters, gradients, centred, errors[:, -1], rows, auxiliary, is_signed, subtracts_b_dec
+                parameters, gradients, centred, errors[-1], rows, auxiliary, is_signed, subtracts_b_dec
             )
     alive = codes.values != 0
     fired = torch.zeros(len(W_dec), dtype=torch.bool, device=x.device)
@@ -142,10 +141,10 @@ def sparse_step(
 
 
 def _by_block(codes: RaggedCodes, widths: Sequence[int], ranks: Tensor | None) -> RaggedCodes:
-    """Returns the codes with one virtual row for every row and block of latents."""
+    """Returns the codes with one virtual row for every block of latents and row."""
     ends = torch.tensor(widths, device=codes.indices.device)
     places = codes.indices if ranks is None else ranks[codes.indices]
-    rows = codes.rows() * len(widths) + torch.bucketize(places, ends, right=True)
+    rows = codes.rows() + codes.n_rows * torch.bucketize(places, ends, right=True)
     order = torch.argsort(rows, stable=True)
     n_virtual = codes.n_rows * len(widths)
     return RaggedCodes.of_rows(rows[order], n_virtual, codes.indices[order], codes.values[order])
@@ -160,7 +159,7 @@ def _latent_gradients(
     if not is_signed:
         dvalues = dvalues * (codes.values > 0)
     return {
-        "W_enc": layout.reduce(dvalues, centred, rows_per_dense=codes.n_rows // len(centred)),
+        "W_enc": layout.reduce(dvalues, centred),
         "W_dec": layout.reduce(codes.values, grad),
         "b_enc": layout.reduce_values(dvalues),
     }
