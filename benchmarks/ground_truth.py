@@ -31,7 +31,7 @@ from sae.trainer import Training, train_together
 
 WIDTHS = {"small": 512, "16k": 4096}
 ROWS = {"small": 4_194_304, "16k": 200_000_000}
-BATCH_ROWS = {"small": 1024, "16k": 1024}
+BATCH_ROWS = 1024
 L0 = {"small": (8, 10, 13), "16k": (20, 25)}
 ORDER = [name for name in SINGLE_SITE if name != "matching_pursuit"] + ["matching_pursuit"]
 KEYS = ("world", "rows", "d_sae", "architecture", "l0_wanted", "seed", "train", "sae")
@@ -112,7 +112,7 @@ def _train_and_score(
                 seed=seed,
                 out=str(arguments.out / name),
                 device=arguments.device,
-                **{"batch_rows": BATCH_ROWS[arguments.preset], **arm["train"]},
+                **{"batch_rows": BATCH_ROWS, **arm["train"]},
             ),
             ("rows",),
         )

@@ -38,30 +38,35 @@ class Matryoshka(BatchTopK):
     def ranks(self) -> Int[Tensor, " d_sae"] | None:
         return self.buffers.get("rank")
 
+    def _is_ranking(self, moment: Moment) -> bool:
+        """Says whether latents still await their ranks, and no nested loss counts."""
+        return moment.step < math.ceil(self.config.nesting_from * moment.steps)
+
     def activate(self, parameters: Parameters, pre: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
         activations, penalty = super().activate(parameters, pre, moment)
-        self._energy = activations.detach().pow(2).sum(0)
+        if self._is_ranking(moment):
+            self._energy = activations.detach().pow(2).sum(0)
         return activations, penalty
 
     def choose(self, parameters: Parameters, centred: Tensor, moment: Moment) -> RaggedCodes:
         codes = super().choose(parameters, centred, moment)
-        self._energy = codes.values.new_zeros(self.config.d_sae).index_add_(0, codes.indices, codes.values.pow(2))
+        if self._is_ranking(moment):
+            self._energy = codes.values.new_zeros(self.config.d_sae).index_add_(0, codes.indices, codes.values.pow(2))
         return codes
 
     def observe(self, result: StepResult, moment: Moment) -> None:
         super().observe(result, moment)
-        start = self.config.nesting_from
-        if start == 0 or self._energy is None:
+        if self._energy is None or not self._is_ranking(moment):
             return
         energy = self.buffers["energy"]
         energy += (self._energy.to(energy) - energy) / min(ENERGY_MEMORY_STEPS, moment.step + 1)
-        if moment.step + 1 == math.ceil(start * moment.steps):
+        if not self._is_ranking(moment._replace(step=moment.step + 1)):
             order = energy.argsort(descending=True, stable=True)
             self.buffers["rank"][order] = torch.arange(len(order), device=order.device)
 
     def group_weights(self, moment: Moment, like: Tensor) -> tuple[list[int], Float[Tensor, " groups"] | None]:
         widths, start = self.config.nested_widths, self.config.nesting_from
-        if moment.step < math.ceil(start * moment.steps):
+        if self._is_ranking(moment):
             return [self.config.d_sae], None
         shown = 1.0 if start == 0 else min(1.0, (moment.progress - start) / FADE_FRAC)
         weights = torch.full((len(widths),), shown / len(widths), dtype=like.dtype, device=like.device)
