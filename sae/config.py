@@ -304,6 +304,9 @@ class TrainSettings:
     """Decay of an average of the weights, which is then what is saved; none saves the last weights."""
     dead_after_tokens: int | None = None
     """Rows of silence after which a latent counts as dead; default a tenth of the run, at most 10 million."""
+    auxk_after_tokens: int | None = None
+    """Rows of silence after which the auxiliary loss (`auxk_alpha`) takes up a latent; default a two-hundredth of the
+    run, at least two batches, and never later than the latent counts as dead."""
     resample_fracs: list[float] = field(default_factory=list)
     """Points of the run at which dead latents start anew from badly explained rows (Bricken et al. 2023)."""
     init_from: str | None = None
@@ -326,6 +329,10 @@ class TrainSettings:
         for name in ("batch_rows", "checkpoint_every_steps", "log_every_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1: raise it")
+        for name in ("dead_after_tokens", "auxk_after_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be positive: leave it out for its default")
         if self.lr is not None and not self.lr > 0:
             raise ValueError(f"lr={self.lr} must be positive: leave it out for its default")
         for name in ("warmup_frac", "decay_frac"):
@@ -395,3 +402,10 @@ class TrainConfig(TrainSettings):
         if self.dead_after_tokens is not None:
             return self.dead_after_tokens
         return min(10_000_000, max(self.batch_rows, self.total_rows // 10))
+
+    @property
+    def auxk_after_rows(self) -> int:
+        """Rows without an activation after which the auxiliary loss takes up a latent."""
+        if self.auxk_after_tokens is not None:
+            return self.auxk_after_tokens
+        return min(self.dead_after_rows, max(2 * self.batch_rows, self.total_rows // 200))

@@ -126,8 +126,7 @@ class Learner:
 
     def _moment(self) -> Moment:
         config = self.config
-        dead = self.silent_rows >= config.dead_after_rows
-        return Moment(self.step, config.steps, dead)
+        return Moment(self.step, config.steps, dead=self.silent_rows >= config.auxk_after_rows)
 
     def _read(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         x = self._side_by_side(batch, self.sites)

@@ -47,7 +47,7 @@ class Moment(NamedTuple):
     step: int
     steps: int
     dead: Bool[Tensor, " d_sae"] | None = None
-    """Latents that have been silent for long."""
+    """Latents that the auxiliary loss takes up: silent for `TrainConfig.auxk_after_rows`."""
 
     @property
     def progress(self) -> float:

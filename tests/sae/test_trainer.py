@@ -248,6 +248,23 @@ def test_auxk_revives_dead_latents(tmp_path: Path) -> None:
     assert helped.metrics.dead_frac < without.metrics.dead_frac / 2
 
 
+def test_auxk_takes_up_a_latent_before_it_counts_as_dead(tmp_path: Path) -> None:
+    run = config(tmp_path, total_rows=256 * 4000)
+    assert (run.auxk_after_rows, run.dead_after_rows) == (256 * 20, 256 * 400)
+    short = config(tmp_path, total_rows=256 * 40)
+    assert (short.auxk_after_rows, short.dead_after_rows) == (256 * 2, 256 * 4)
+    assert config(tmp_path, dead_after_tokens=100).auxk_after_rows == 100
+    learner = Learner(run, torch.device("cpu"))
+    learner.take({"rows": planted.directions(256, 32)})
+    learner.silent_rows[:] = torch.linspace(0, 256 * 400, len(learner.silent_rows)).long()
+    taken = learner._moment().dead
+    assert taken is not None
+    assert taken.tolist() == (learner.silent_rows >= 256 * 20).tolist()
+    assert learner.read_metrics(1.0, 256).dead_frac == pytest.approx(1 / len(learner.silent_rows))
+    with pytest.raises(ValueError, match="auxk_after_tokens=0 must be positive"):
+        config(tmp_path, auxk_after_tokens=0)
+
+
 def test_schedule_rises_holds_and_falls_to_zero(tmp_path: Path) -> None:
     run = config(tmp_path, total_rows=256 * 100, warmup_frac=0.1, decay_frac=0.2)
     rates = [rate(run, step) for step in range(run.steps)]
