@@ -3,7 +3,7 @@
 Enters: a `LanguageModel`, `TokenRows`, sites. Leaves: an `ActivationStore`, or batches of rows for those who
 use them at once (`activations.streaming`, the index).
 
-1. Token rows are divided into shards of equal numbers of rows; each process takes a contiguous range of shards.
+1. Token rows are divided into shards of equal numbers of rows; each process takes a part of those still missing.
 2. A batch of rows passes through the model up to the deepest site; all sites are read in that one pass.
 3. Rows at padding and at special tokens are dropped; the rest is rounded to the store's type and checked to be finite.
 4. A full shard is written by a second thread while the model goes on.
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from activations.processes import current
 from activations.progress import progress
 from activations.store import DTYPES, ActivationStore, Manifest, check_space
 from activations.tokens import TokenRows
@@ -114,33 +115,27 @@ def harvest(
 ) -> ActivationStore:
     """Writes the activations of `rows` at `sites` (default: the config's) into a store, or finishes one begun before.
 
-    A store of another model, other tokens or other settings in the same folder is refused. Under
-    `accelerate launch` every process writes its own range of shards and all return the same store.
+    A store of another model, other tokens or other settings in the same folder is refused. Of several processes
+    (`activations.processes`) each writes its part of the shards, and all return the same store.
     """
-    from accelerate import Accelerator
-
     wanted = list(sites) or list(config.sites)
     if not wanted:
         raise ValueError("no sites to harvest, expected at least one: set harvest.sites, such as ['resid_post.1']")
-    accelerator = Accelerator()
-    rank, world = accelerator.process_index, accelerator.num_processes
-    if world > 1 and accelerator.device.type == "cuda":
-        lm.model.to(accelerator.device)
+    processes = current()
     excluded = special_ids(lm, exclude_special_tokens)
     manifest = _manifest(lm, rows, config, wanted, excluded, provenance or {})
-    if rank == 0:
-        ActivationStore.create(out, manifest)
-    accelerator.wait_for_everyone()
+    processes.on_first(lambda: ActivationStore.create(out, manifest))
     store = ActivationStore.create(out, manifest)
-    mine = range(rank * manifest.n_shards // world, (rank + 1) * manifest.n_shards // world)
-    todo = [index for index in mine if index not in store.shards]
+    missing = [index for index in range(manifest.n_shards) if index not in store.shards]
+    processes.wait()  # all have seen what is missing before one writes
+    todo = missing[processes.share(len(missing))]
     per_shard = manifest.shard_token_rows * rows.context_tokens
     row_bytes = sum(manifest.sites.values()) * DTYPES[manifest.dtype].itemsize + 8
     check_space(store.path, min(len(todo) * per_shard, rows.n_tokens) * row_bytes)
-    total = len(mine) * per_shard
-    with progress("harvest", total, "tok", (len(mine) - len(todo)) * per_shard) as advance:
-        _write_shards(lm, rows, store, todo, excluded, rank, advance)
-    accelerator.wait_for_everyone()
+    done = manifest.n_shards - len(missing)
+    with progress("harvest", (done + len(todo)) * per_shard, "tok", done * per_shard) as advance:
+        _write_shards(lm, rows, store, todo, excluded, processes.rank, advance)
+    processes.wait()
     return ActivationStore.open(out)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from activations.processes import current
 from activations.sites import architectures_of
 
 EMBEDDED = "embedded"
@@ -44,6 +45,7 @@ class ModelConfig:
 def pick_device(device: str) -> torch.device:
     """Turns `auto` into a GPU where there is one; ValueError for a device this machine lacks."""
     if device == "auto":
+        current()  # several processes take a GPU each
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)

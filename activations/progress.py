@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from activations.processes import is_first
+
 
 class Advance(Protocol):
     """Moves the bar by `amount` units and shows `note` (a short status such as the loss) beside it."""
@@ -19,9 +21,9 @@ def progress(title: str, total: float | None, unit: str, done: float = 0) -> Ite
     """Shows a bar on stderr while the block runs; yields the function that moves it.
 
     `total` and `done` are in `unit`s; a total of None shows a rate without an end. Nothing is printed when stderr is
-    not a terminal.
+    not a terminal; of several processes the first alone speaks.
     """
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or not is_first():
         yield lambda amount, note="": None
         return
     from rich.console import Console

@@ -4,7 +4,8 @@ Enters: batches of (feature, token number, activation) in the order of the text.
 (feature, token number), in ranges of features that fit in memory.
 
 1. Events gather in memory; at `chunk_events` they are sorted by feature, keeping their order, and written as one
-   chunk: counts per feature, token numbers, activations. A chunk becomes visible only when complete.
+   chunk: counts per feature, token numbers, activations. A chunk becomes visible only when complete, under the numbers
+   of the batches that it holds: several processes fill one folder.
 2. A range of features is read from all chunks and merged without comparing anything: chunks follow the text, so the
    place of each event is the feature's start plus what earlier chunks hold of the feature (a counting sort).
 
@@ -19,6 +20,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,11 +52,20 @@ class EventRange:
         return EventRange(self.first, self.last, counts, features, self.ordinals[kept], self.activations[kept])
 
 
+class _Chunk(NamedTuple):
+    """Events of the batches `first` ≤ number < `next`."""
+
+    first: int
+    next: int
+    events: int
+    path: Path
+
+
 class EventSpill:
     """Takes events in the order of the text and gives them back in the order of the features.
 
-    `folder` may hold the chunks of a run that was killed: they are kept, and `batches_done` says how many batches
-    they cover, from which the caller goes on.
+    `folder` may hold the chunks of a run that was killed, or those that other processes write: they are kept, and
+    `missing` says which batches they leave.
     """
 
     def __init__(self, folder: Path, n_features: int, chunk_events: int = 4_000_000) -> None:
@@ -63,24 +74,41 @@ class EventSpill:
         self.chunk_events = chunk_events
         self._pending: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._pending_events = 0
+        self._first = self._next = 0
+        self.read_again()
+
+    @staticmethod
+    def prepare(folder: Path) -> None:
+        """Makes the folder, and removes what a killed run left unfinished in it."""
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob("*.partial"):
             shutil.rmtree(leftover)
-        self._chunks: list[Path] = []
-        self.batches_done = 0
-        self.n_events = 0
-        while (chunk := folder / f"chunk-{len(self._chunks):06d}").is_dir():
-            facts = json.loads((chunk / "chunk.json").read_text())
-            self.batches_done = facts["batches_done"]
-            self.n_events += facts["events"]
-            self._chunks.append(chunk)
 
-    def append(self, features: np.ndarray, ordinals: np.ndarray, activations: np.ndarray) -> None:
-        """Adds one batch's events, which follow all earlier ones in the text."""
+    def read_again(self) -> None:
+        """Takes up all chunks that stand in the folder by now, also those of other processes."""
+        found: list[_Chunk] = []
+        for path in self.folder.glob("chunk-*-*"):
+            if path.suffix != ".partial":
+                facts = json.loads((path / "chunk.json").read_text())
+                found.append(_Chunk(facts["first"], facts["next"], facts["events"], path))
+        self._chunks = sorted(found)
+        self.n_events = sum(chunk.events for chunk in found) + self._pending_events
+
+    def missing(self, n_batches: int) -> list[int]:
+        """Returns the batches, of `n_batches`, that no chunk holds."""
+        held = {number for chunk in self._chunks for number in range(chunk.first, chunk.next)}
+        return [number for number in range(n_batches) if number not in held]
+
+    def append(self, batch: int, features: np.ndarray, ordinals: np.ndarray, activations: np.ndarray) -> None:
+        """Adds the events of the batch of this number, which stands behind those added before."""
+        if batch != self._next:
+            self.flush()
+        if not self._pending:
+            self._first = batch
         self._pending.append((features, ordinals, activations))
         self._pending_events += features.size
         self.n_events += features.size
-        self.batches_done += 1
+        self._next = batch + 1
         if self._pending_events >= self.chunk_events:
             self.flush()
 
@@ -92,26 +120,28 @@ class EventSpill:
         ordinals = np.concatenate([part[1] for part in self._pending])
         activations = np.concatenate([part[2] for part in self._pending])
         order = order_by_feature(features)
-        chunk = self.folder / f"chunk-{len(self._chunks):06d}"
+        chunk = self.folder / f"chunk-{self._first:09d}-{self._next:09d}"
         partial = chunk.with_suffix(".partial")
         partial.mkdir()
         np.save(partial / "counts.npy", np.bincount(features, minlength=self.n_features))
         np.save(partial / "ordinals.npy", ordinals[order])
         np.save(partial / "activations.npy", activations[order])
-        facts = {"events": int(features.size), "batches_done": self.batches_done}
+        facts = {"events": int(features.size), "first": self._first, "next": self._next}
         (partial / "chunk.json").write_text(json.dumps(facts))
         os.replace(partial, chunk)
-        self._chunks.append(chunk)
+        self._chunks.append(_Chunk(self._first, self._next, int(features.size), chunk))
+        self._chunks.sort()
         self._pending, self._pending_events = [], 0
 
     def ranges(self, max_events: int = 4_000_000, max_features: int = 1024) -> Iterator[EventRange]:
         """Yields all features in ranges of at most `max_events` events, or one feature where that alone has more."""
         self.flush()
-        counts = [np.load(chunk / "counts.npy") for chunk in self._chunks]
+        paths = [chunk.path for chunk in self._chunks]
+        counts = [np.load(path / "counts.npy") for path in paths]
         total = np.sum(counts, axis=0) if counts else np.zeros(self.n_features, dtype=np.int64)
         offsets = [np.concatenate(([0], np.cumsum(count))) for count in counts]
-        ordinals = [np.load(chunk / "ordinals.npy", mmap_mode="r") for chunk in self._chunks]
-        activations = [np.load(chunk / "activations.npy", mmap_mode="r") for chunk in self._chunks]
+        ordinals = [np.load(path / "ordinals.npy", mmap_mode="r") for path in paths]
+        activations = [np.load(path / "activations.npy", mmap_mode="r") for path in paths]
         for first, last in split_features(total, max_events, max_features):
             wanted = total[first:last]
             size = int(wanted.sum())

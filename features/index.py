@@ -34,6 +34,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from activations.processes import current
 from activations.progress import progress
 from features import geometry, schema, wiring
 from features.event_tables import write_event_tables, write_table
@@ -162,9 +163,9 @@ def _in_order(documents: np.ndarray, positions: np.ndarray) -> bool:
 
 
 def encode_events(
-    sae: Any, lm: Any, corpus: Corpus, sites: Sequence[str], batch_tokens: int, first_batch: int = 0
+    sae: Any, lm: Any, corpus: Corpus, sites: Sequence[str], batch_tokens: int, batches: Sequence[int]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, int]]:
-    """Yields each batch's events as (features, ordinals, activations, tokens), from batch `first_batch` on.
+    """Yields the events of the batches of these numbers as (features, ordinals, activations, tokens).
 
     Raises:
         ValueError: activations that are not finite; the message names site, row and document.
@@ -174,8 +175,8 @@ def encode_events(
     device = next(sae.parameters()).device
     indexed = np.zeros(corpus.ordinal_of.shape, dtype=bool)
     indexed[corpus.ordinal_of >= 0] = corpus.is_indexed
-    for first in range(first_batch * batch_rows, len(tokens), batch_rows):
-        rows = slice(first, first + batch_rows)
+    for number in batches:
+        rows = slice(number * batch_rows, (number + 1) * batch_rows)
         ids = torch.from_numpy(tokens[rows].astype(np.int64)).to(lm.device)
         mask = torch.from_numpy(corpus.ordinal_of[rows] >= 0).to(lm.device)
         wanted = indexed[rows].reshape(-1)
@@ -230,6 +231,7 @@ def build_index(
 
     With `on_exists="resume"` a killed build goes on and a finished one of the same inputs is returned; a folder that
     holds another dictionary is refused unless `on_exists="replace"`. `data` is recorded as the source of the text.
+    Of several processes (`activations.processes`) each encodes its part of the batches; the first makes the tables.
 
     Raises:
         ValueError: no tokens, another model or width than the SAE's, activations that are not finite, too many events.
@@ -273,39 +275,83 @@ def build_index(
     if existing is None and out.is_dir() and any(not _is_ours(path.name) for path in out.iterdir()):
         foreign = next(path.name for path in out.iterdir() if not _is_ours(path.name))
         raise FileExistsError(f"{out} holds other files ({foreign}), expected a free folder: choose another one")
-    if existing is not None and existing["fingerprint"] == fingerprint:
-        shutil.rmtree(build, ignore_errors=True)
-        os.unlink(out / MANIFEST)
     n_events = _check_size(sae, corpus, config, out)
-    build.mkdir(parents=True, exist_ok=True)
 
+    def prepare() -> None:
+        if existing is not None and existing["fingerprint"] == fingerprint:
+            shutil.rmtree(build, ignore_errors=True)
+            os.unlink(out / MANIFEST)
+        EventSpill.prepare(build / "spill")
+
+    processes = current()
+    processes.on_first(prepare)
     spill = EventSpill(build / "spill", sae.W_dec.shape[0])
     batch_rows = max(1, config.batch_tokens // corpus.ordinal_of.shape[1])
-    done = int((corpus.ordinal_of[: spill.batches_done * batch_rows] >= 0).sum())
-    with progress("index", corpus.tokens.size, "tokens", done) as advance:
-        for features, ordinals, activations, n_tokens in encode_events(
-            sae, lm, corpus, sites, config.batch_tokens, spill.batches_done
-        ):
-            spill.append(features, ordinals, activations)
+    missing = spill.missing(-(-len(corpus.ordinal_of) // batch_rows))
+    processes.wait()  # all have seen what is missing before one writes
+    mine = missing[processes.share(len(missing))]
+    tokens_of = np.add.reduceat((corpus.ordinal_of >= 0).sum(1), np.arange(0, len(corpus.ordinal_of), batch_rows))
+    done = corpus.tokens.size - int(tokens_of[missing].sum())
+    with progress("index", done + int(tokens_of[mine].sum()), "tokens", done) as advance:
+        encoding = encode_events(sae, lm, corpus, sites, config.batch_tokens, mine)
+        for number, (features, ordinals, activations, n_tokens) in zip(mine, encoding, strict=True):
+            spill.append(number, features, ordinals, activations)
             if spill.n_events > config.event_limit:
                 _refuse_events(spill.n_events, config.event_limit)
             advance(n_tokens)
+    spill.flush()
+    processes.wait()
+    spill.read_again()
+    if spill.n_events > config.event_limit:
+        _refuse_events(spill.n_events, config.event_limit)
     encoded = time.perf_counter()
-    with progress("tables", spill.n_events or n_events, "events") as advance:
+
+    def finish() -> None:
+        expected = spill.n_events or n_events
+        facts = _write_tables(build, spill, corpus, config, sae, lm, expected, exclude_special_tokens)
+        seconds = {
+            "forward_and_encode": round(encoded - started, 2),
+            "tables": round(time.perf_counter() - encoded, 2),
+        }
+        manifest = {
+            "format": FORMAT,
+            "build": build.name,
+            "name": name or out.resolve().name,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "fingerprint": fingerprint,
+            **facts,
+            "data": dict(data or sae.metadata.get("data") or {}),
+            "index": dataclasses.asdict(config),
+            "seconds": seconds,
+            "files": describe_files(build),
+        }
+        write_json(out / MANIFEST, manifest)
+        if existing is not None and existing["build"] != build.name:
+            shutil.rmtree(out / existing["build"], ignore_errors=True)
+
+    processes.on_first(finish)
+    return Dictionary.open(out, model=lm)
+
+
+def _write_tables(
+    build: Path,
+    spill: EventSpill,
+    corpus: Corpus,
+    config: IndexConfig,
+    sae: Any,
+    lm: Any,
+    n_events: int,
+    exclude_special_tokens: bool,
+) -> dict[str, Any]:
+    """Writes everything that the dictionary holds and returns what its manifest says of it."""
+    with progress("tables", n_events, "events") as advance:
         live = write_event_tables(build, spill, corpus, config, sae, lm, advance)
     _write_corpus_tables(build, corpus, lm)
     write_table(build, "neighbours", geometry.neighbours(sae.W_dec, config.neighbours))
     write_table(build, "logit_ids", _logits(sae, lm, config.logits))
     sae.save(str(build / "sae"), format="saelens")
     spill.remove()
-    finished = time.perf_counter()
-
-    manifest = {
-        "format": FORMAT,
-        "build": build.name,
-        "name": name or out.resolve().name,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "fingerprint": fingerprint,
+    return {
         "n_features": int(sae.W_dec.shape[0]),
         "n_live": live,
         "n_tokens": int(corpus.tokens.size),
@@ -314,23 +360,12 @@ def build_index(
         "n_events": spill.n_events,
         "context_tokens": int(corpus.ordinal_of.shape[1]),
         "exclude_special_tokens": exclude_special_tokens,
-        "site": sites[0],
-        "sites": sites,
+        "site": sae.sites[0],
+        "sites": sae.sites,
         "target_sites": sae.target_sites,
-        "sae": {"d_in": int(d_in), "d_sae": int(sae.W_dec.shape[0]), **_sae_facts(sae)},
+        "sae": {"d_in": int(sae.config.d_in), "d_sae": int(sae.W_dec.shape[0]), **_sae_facts(sae)},
         "model": _model_facts(lm),
-        "data": dict(data or sae.metadata.get("data") or {}),
-        "index": dataclasses.asdict(config),
-        "seconds": {
-            "forward_and_encode": round(encoded - started, 2),
-            "tables": round(finished - encoded, 2),
-        },
-        "files": describe_files(build),
     }
-    write_json(out / MANIFEST, manifest)
-    if existing is not None and existing["build"] != build.name:
-        shutil.rmtree(out / existing["build"], ignore_errors=True)
-    return Dictionary.open(out, model=lm)
 
 
 def lasting_name(name: str) -> str:

@@ -25,13 +25,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from activations import DataConfig, HarvestConfig, ModelConfig
+from activations.processes import current
 from features.demo_report import DemoReport
 from features.dictionary import Dictionary
 from features.evaluation_run import evaluate_folders
@@ -116,6 +117,9 @@ class _Run:
 
     def begin(self) -> None:
         """Claims the run folder: writes its config, or refuses a folder of another run."""
+        current().on_first(self._claim)
+
+    def _claim(self) -> None:
         import configs
 
         path = self.out / "config.yaml"
@@ -133,13 +137,15 @@ class _Run:
         os.replace(partial, path)
 
     def write_provenance(self) -> None:
+        """Writes provenance.json (in the first of several processes)."""
         from sae.provenance import provenance
 
         facts = provenance(self.config.train.seed, _metadata(self, None))
         if self.norm_limits:
             facts["norm_limits"] = self.norm_limits
         seeds = {"train": self.config.train.seed, "index": self.config.index.seed, "explain": self.config.explain.seed}
-        write_json(self.out / "provenance.json", facts | {"data_sha256": self.rows.fingerprint(), "seeds": seeds})
+        facts |= {"data_sha256": self.rows.fingerprint(), "seeds": seeds}
+        current().on_first(lambda: write_json(self.out / "provenance.json", facts))
 
     @cached_property
     def norm_limits(self) -> dict[str, float]:
@@ -204,9 +210,9 @@ class _Run:
         results = train_jobs(self.jobs, material, config.train, self.out / "state", metadata, resume)
         moved = []
         for job in self.jobs:
-            result = results[job.folder, job.name]
-            _copy_folder(result.path, self.sae_path(job))
-            moved.append(replace(result, path=self.sae_path(job)))
+            result, path = results[job.folder, job.name], self.sae_path(job)
+            current().on_first(partial(_copy_folder, result.path, path))
+            moved.append(replace(result, path=path))
         return moved
 
     def load_sae(self, job: SAEJob) -> SAE:
@@ -279,7 +285,7 @@ def run_train(config: RunConfig, resume: bool = False) -> list[TrainResult]:
     run.write_provenance()
     store = run.harvest()
     results = run.train(store, resume)
-    _join_metrics(run)
+    current().on_first(lambda: _join_metrics(run))
     return results
 
 

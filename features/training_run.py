@@ -40,13 +40,15 @@ class Material:
     def rows_of(self, sites: Sequence[str], seed: int) -> tuple[Any, int]:
         """Returns endless shuffled rows of `sites`, by site, and how many there are in an epoch."""
         from activations import WithoutOutliers, stream
+        from activations.divided import divided
+        from activations.processes import current
 
         if self.store is not None:
             rows: Any = self.store.rows(sites, seed=seed, epochs=None, window_rows=self.harvest.buffer_rows)
             available = self.store.n_rows
         else:
             rows = stream(
-                self.lm,
+                divided(self.lm, current()),
                 self.rows,
                 sites,
                 self.harvest,

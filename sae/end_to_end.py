@@ -27,7 +27,8 @@ from torch import Tensor
 
 from sae.architectures import Architecture, Forward, Moment
 from sae.model import normalized
-from sae.step import StepResult, total_variance
+from sae.shares import batch_rows, share_of_mean, total_variance
+from sae.step import StepResult
 
 
 class EndToEnd:
@@ -104,7 +105,7 @@ class EndToEnd:
             total = self._divergence(clean, ours, tokens) + self._side_terms(architecture, leaves, forward, x, moment)
             if self.downstream_weight and clean is not None:
                 total = total + self.downstream_weight * _downstream_error(clean[1], ours[1])
-            unit = total_variance(x) / len(x) if architecture.is_penalised else 1.0
+            unit = total_variance(x) / batch_rows(x) if architecture.is_penalised else 1.0
             loss = unit * total + forward.penalty
             given = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         gradients = {
@@ -118,7 +119,7 @@ class EndToEnd:
             (x - forward.x_hat.detach()).pow(2).sum(),
             total_variance(x),
             active.any(0),
-            active.sum().to(x.dtype) / len(x),
+            active.sum().to(x.dtype) / batch_rows(x),
         )
 
     def _side_terms(
@@ -156,10 +157,10 @@ class EndToEnd:
     ) -> Tensor:
         log_probs = ours[0].float().log_softmax(-1)
         if self.aim == "ce":
-            return -log_probs[:, :-1].gather(2, tokens[:, 1:, None]).mean()
+            return share_of_mean(-log_probs[:, :-1].gather(2, tokens[:, 1:, None]).flatten())
         assert clean is not None
         expected = clean[0].float().log_softmax(-1)
-        return (expected.exp() * (expected - log_probs)).sum(-1).mean()
+        return share_of_mean((expected.exp() * (expected - log_probs)).sum(-1).flatten())
 
 
 def _later_sites(lm: Any, site: str) -> list[str]:

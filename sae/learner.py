@@ -50,6 +50,9 @@ class TrainMetrics:
 class Objective(Protocol):
     """Another aim than reconstruction (`sae.end_to_end`): it reads whole batches instead of rows."""
 
+    context_tokens: int
+    """Rows of a batch come in sequences of this length."""
+
     def rows(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Returns the rows that the SAE sees in this batch, Float[m, d_in], for calibration."""
         ...
@@ -99,26 +102,15 @@ class Learner:
 
     def take(self, batch: Mapping[str, Tensor]) -> None:
         """Trains on one batch of raw rows by site."""
-        config = self.config
-        if self.objective is None:
-            x, y = self._read(batch)
-            if self.step == 0:
-                self._calibrate(x, y)
-            x = x * self.scale_in
-            y = y * self.scale_out if config.sae.predicts_target else x
-            if self.step in self._resample_steps:
-                self._resample(x, y)
-            moment = self._moment()
-            result = self.architecture.step(self.parameters, x, y, moment)
-        else:
-            if self.step == 0:
-                rows = self.objective.rows(batch).to(self.device, torch.float32)
-                self._calibrate(rows, rows)
-            moment = self._moment()
-            result = self.objective.step(self.architecture, self.parameters, batch, moment, self.scale_in)
+        if self.step == 0:
+            self._calibrate(*self._read(batch))
+        if self.objective is None and self.step in self._resample_steps:
+            self._resample(*self._scaled(batch))
+        moment = self._moment()
+        result = self._pass(batch, moment)
         self._apply(result, moment)
         self.architecture.observe(result, moment)
-        self.silent_rows += config.batch_rows
+        self.silent_rows += self.config.batch_rows
         self.silent_rows[result.fired] = 0
         self._window += torch.stack([result.loss, result.squared_error, result.variance, result.l0]).double()
         self._window_steps += 1
@@ -128,7 +120,23 @@ class Learner:
         config = self.config
         return Moment(self.step, config.steps, dead=self.silent_rows >= config.auxk_after_rows)
 
+    def _pass(self, batch: Mapping[str, Tensor], moment: Moment) -> StepResult:
+        """Returns loss and gradients of a batch."""
+        if self.objective is not None:
+            return self.objective.step(self.architecture, self.parameters, batch, moment, self.scale_in)
+        x, y = self._scaled(batch)
+        return self.architecture.step(self.parameters, x, y, moment)
+
+    def _scaled(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Returns what is read and what is to be written, in training's units."""
+        x, y = self._read(batch)
+        x = x * self.scale_in
+        return x, y * self.scale_out if self.config.sae.predicts_target else x
+
     def _read(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        if self.objective is not None:
+            rows = self.objective.rows(batch).to(self.device, torch.float32)
+            return rows, rows
         x = self._side_by_side(batch, self.sites)
         if self.config.sae.predicts_target:
             return x, self._side_by_side(batch, self.target_sites)

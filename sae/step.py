@@ -31,6 +31,7 @@ from torch import Tensor
 from sae import sparse
 from sae.kernels.dispatch import is_fused
 from sae.selection import largest_latents, strongest_latents
+from sae.shares import batch_rows, total_variance
 from sae.sparse import RaggedCodes
 
 Parameters = Mapping[str, Tensor]
@@ -38,7 +39,10 @@ Parameters = Mapping[str, Tensor]
 
 
 class StepResult(NamedTuple):
-    """What one forward and backward pass gives; scalars stay on the device."""
+    """What one forward and backward pass gives; scalars stay on the device.
+
+    Where several processes share the batch (`sae.shares`), all but `variance` are what this process's rows add.
+    """
 
     gradients: dict[str, Tensor]
     loss: Float[Tensor, ""]
@@ -58,12 +62,6 @@ class Auxiliary(NamedTuple):
     dead: Bool[Tensor, " d_sae"]
     k: int
     alpha: float
-
-
-def total_variance(y: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """Returns Σ‖y − ȳ‖², kept above zero: a constant batch has no variance to explain, and its loss stays finite."""
-    limits = torch.finfo(y.dtype)
-    return torch.maximum((y - y.mean(0)).pow(2).sum(), limits.eps * y.pow(2).sum() + limits.tiny)
 
 
 @torch.no_grad()
@@ -137,7 +135,7 @@ def sparse_step(
     alive = codes.values != 0
     fired = torch.zeros(len(W_dec), dtype=torch.bool, device=x.device)
     fired[codes.indices[alive]] = True
-    return StepResult(gradients, loss, by_group[-1], variance, fired, alive.sum().to(x.dtype) / n)
+    return StepResult(gradients, loss, by_group[-1], variance, fired, alive.sum().to(x.dtype) / batch_rows(x))
 
 
 def _by_block(codes: RaggedCodes, widths: Sequence[int], ranks: Tensor | None) -> RaggedCodes:

@@ -27,11 +27,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from activations.processes import ALONE, Processes, current
 from activations.progress import progress
 from sae.config import TrainConfig
 from sae.formats import write_json, write_tensors
-from sae.learner import Learner, Objective, TrainMetrics
+from sae.learner import Objective, TrainMetrics
 from sae.model import SAE
+from sae.parallel import learner_of
 from sae.provenance import provenance
 from sae.rows import Batches
 from sae.trackers import Trackers
@@ -107,7 +109,8 @@ def train_together(
             raise ValueError(
                 f"SAEs of one pass have {name}={values[0]} and {values[1]}, expected one: train them in two passes"
             )
-    runs = [_Run(training) for training in trainings]
+    processes = current()
+    runs = [_Run(training, processes) for training in trainings]
     for run in runs:
         if run.has_content() and not resume:
             raise FileExistsError(
@@ -170,7 +173,6 @@ class _Pass:
         self.batches = Batches(rows, self.config.batch_rows, widths, self.config.total_rows)
 
     def execute(self) -> None:
-        self.rows_path.parent.mkdir(parents=True, exist_ok=True)
         for run in self.runs:
             run.begin()
         self._restore_rows()
@@ -221,14 +223,16 @@ class _Pass:
         for run in self.runs:
             run.save()
         # last, so that the rows are never ahead of an SAE
-        write_tensors(self.rows_path, self.batches.state())
+        if self.runs[0].processes.is_first:
+            self.rows_path.parent.mkdir(parents=True, exist_ok=True)
+            write_tensors(self.rows_path, self.batches.state())
 
 
 class _Run:
     """One SAE's files and its learner."""
 
-    def __init__(self, training: Training) -> None:
-        self.training, self.config = training, training.config
+    def __init__(self, training: Training, processes: Processes = ALONE) -> None:
+        self.training, self.config, self.processes = training, training.config, processes
         self.metadata = dict(training.metadata)
         self.out = Path(self.config.out)
         self.state_path = self.out / "state" / STATE_FILE
@@ -281,13 +285,10 @@ class _Run:
 
     def begin(self) -> None:
         """Writes what describes the run, and makes the learner stand where its last checkpoint does."""
-        from configs import dump
-
-        self.state_path.parent.mkdir(parents=True, exist_ok=True)
-        self.config_path.write_text(dump(self.config), encoding="utf-8")
-        write_json(self.out / "provenance.json", provenance(self.config.seed, self.metadata))
+        self.processes.on_first(self._describe)
         training = self.training
-        self.learner = Learner(
+        self.learner = learner_of(
+            self.processes,
             self.config,
             torch.device(_device(self.config.device)),
             training.sites,
@@ -299,13 +300,22 @@ class _Run:
             self._check_same_config(json.loads(described["config"]), self.state_path)
             self.learner.restore(tensors)
         self._first_step = self.learner.step
-        self._drop_later_metrics(self.learner.step)
+        self.processes.on_first(lambda: self._drop_later_metrics(self.learner.step))
         if self.learner.step == self.config.steps:
             self.metrics = self._last_metrics()
 
+    def _describe(self) -> None:
+        from configs import dump
+
+        self.state_path.parent.mkdir(parents=True, exist_ok=True)
+        self.config_path.write_text(dump(self.config), encoding="utf-8")
+        write_json(self.out / "provenance.json", provenance(self.config.seed, self.metadata))
+
     def logging(self) -> ExitStack:
-        """Opens the log and the trackers for the length of the pass."""
+        """Opens the log and the trackers for the length of the pass, in the first process."""
         stack = ExitStack()
+        if not self.processes.is_first:
+            return stack
         # a tracker may be missing: nothing is open yet then
         self._trackers = stack.enter_context(Trackers(self.config, self.out, self.sae_path.name))
         self._log = stack.enter_context(self.metrics_path.open("a", encoding="utf-8"))
@@ -317,16 +327,19 @@ class _Run:
         learner.take(batch)
         # a window also closes at each checkpoint and at the end, so that no unfinished sum needs saving
         if learner.step % config.log_every_steps == 0 or learner.step == config.steps or at_checkpoint:
-            assert self._log is not None
             done = (learner.step - self._first_step) * config.batch_rows
             self.metrics = learner.read_metrics(time_s, done)
+            if self._log is None:
+                return
             self._log.write(self.metrics.to_json() + "\n")
             self._log.flush()
             self._trackers.log(self.metrics)
 
     def save(self) -> None:
         described = {"config": json.dumps(comparable(self.config))}
-        write_tensors(self.state_path, self.learner.state(), described)
+        tensors = self.learner.state()
+        if self.processes.is_first:
+            write_tensors(self.state_path, tensors, described)
 
     def finish(self) -> None:
         """Saves the finished SAE."""
@@ -334,7 +347,7 @@ class _Run:
         sae = self.learner.finished_sae()
         described = {"training_architecture": self.config.sae.architecture, "train_config": comparable(self.config)}
         sae.metadata.update({**self.metadata, **described})
-        sae.save(self.sae_path)
+        self.processes.on_first(lambda: sae.save(self.sae_path))
         self._result = TrainResult(sae, self.metrics, self.sae_path)
 
     def _drop_later_metrics(self, step: int) -> None:

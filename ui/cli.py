@@ -8,6 +8,7 @@ where they came from.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import closing
 from enum import StrEnum
@@ -45,6 +46,12 @@ Overrides = Annotated[
     ),
 ]
 ModelOption = Annotated[str | None, typer.Option("--model", metavar="M", help="Local folder or hub name of the model.")]
+ProcessesOption = Annotated[
+    int | None,
+    typer.Option("--processes", metavar="N", min=1, help="Work in N processes of this machine (one for each GPU)."),
+]
+DIVIDED = ("harvest", "train", "index")
+"""Verbs that several processes work on together."""
 DataOption = Annotated[
     str | None, typer.Option("--data", metavar="D", help="Local file or folder, hub data set, or 'embedded'.")
 ]
@@ -52,6 +59,7 @@ DataOption = Annotated[
 
 @app.callback()
 def _options(
+    context: typer.Context,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks; works after a verb too.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
@@ -60,6 +68,31 @@ def _options(
 
         typer.echo(f"glassbox {version_of('glassbox-sae')}")
         raise typer.Exit
+    if (world := _world()) > 1 and context.invoked_subcommand not in DIVIDED:
+        raise ValueError(
+            f"`glassbox {context.invoked_subcommand}` was started in {world} processes, expected one (several work on "
+            f"{', '.join(DIVIDED)}): start it without a launcher"
+        )
+
+
+def _world() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _divide(context: typer.Context, count: int | None) -> None:
+    """Goes on in `count` processes, or joins those that a launcher has started."""
+    from activations import processes
+
+    code = processes.launch(count, "ui.cli", context.obj)
+    if code is not None:
+        raise typer.Exit(code)
+    processes.current()
+
+
+def _say(text: str) -> None:
+    """Prints a line, in the first of several processes."""
+    if os.environ.get("RANK", "0") == "0" or _world() == 1:
+        typer.echo(text)
 
 
 @app.command()
@@ -113,28 +146,35 @@ def pretrain(config: ConfigArgument, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def harvest(config: ConfigArgument, overrides: Overrides = None) -> None:
+def harvest(
+    context: typer.Context, config: ConfigArgument, overrides: Overrides = None, processes: ProcessesOption = None
+) -> None:
     """Write the activations that the config's SAEs need into an activation store.
 
     A killed harvest goes on from its last complete shard when the same command is given again.
 
     [dim]glassbox harvest demo out=runs/a data.total_tokens=500000[/dim]
+
+    [dim]glassbox harvest demo out=runs/a --processes 2[/dim]
     """
+    _divide(context, processes)
     import configs
     from features import run
 
     store = run.run_harvest(configs.load(run.RunConfig, config, overrides or []))
-    typer.echo(f"Store: {store.path} ({store.n_rows:,} rows)")
+    _say(f"Store: {store.path} ({store.n_rows:,} rows)")
 
 
 @app.command()
 def train(
+    context: typer.Context,
     config: ConfigArgument,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run exactly where it stopped.")] = False,
     init_from: Annotated[
         str | None, typer.Option("--init-from", metavar="SAE_DIR", help="Start from this SAE's weights (any format).")
     ] = None,
+    processes: ProcessesOption = None,
 ) -> None:
     """Train every SAE of the config in as few passes as possible, from the run's store or straight from the model.
 
@@ -148,7 +188,10 @@ def train(
     [dim]glassbox train sweep out=runs/sweep train.epochs=1[/dim]
 
     [dim]glassbox train demo out=runs/b --init-from runs/a/sae/resid_post.2/matryoshka[/dim]
+
+    [dim]glassbox train demo out=runs/a --processes 2[/dim]
     """
+    _divide(context, processes)
     import configs
     from features import run
 
@@ -156,7 +199,7 @@ def train(
     if init_from is not None:
         given.append(f"train.init_from={json.dumps(init_from)}")
     for result in run.run_train(configs.load(run.RunConfig, config, given), resume=resume):
-        typer.echo(f"SAE: {result.path} (EV {result.metrics.explained_variance:.3f}, L0 {result.metrics.l0:.1f})")
+        _say(f"SAE: {result.path} (EV {result.metrics.explained_variance:.3f}, L0 {result.metrics.l0:.1f})")
 
 
 @app.command()
@@ -201,6 +244,7 @@ def evaluate(
 
 @app.command()
 def index(
+    context: typer.Context,
     source: Annotated[str, typer.Argument(metavar="CONFIG|SAE_DIR", help="A config, or the folder of one SAE.")],
     overrides: Overrides = None,
     model: ModelOption = None,
@@ -208,13 +252,17 @@ def index(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Folder of the dictionary (SAE_DIR only).")
     ] = None,
+    processes: ProcessesOption = None,
 ) -> None:
     """Build the feature dictionary: where each feature fires, how strongly, and what it promotes.
 
     [dim]glassbox index demo out=runs/a[/dim]
 
     [dim]glassbox index runs/a/sae/resid_post.2/matryoshka --model embedded --data embedded[/dim]
+
+    [dim]glassbox index demo out=runs/a --processes 2[/dim]
     """
+    _divide(context, processes)
     import configs
     from features import run
 
@@ -228,7 +276,7 @@ def index(
     else:
         built = run.run_index(configs.load(run.RunConfig, source, overrides or []))
     for dictionary in built:
-        typer.echo(f"Dictionary: {dictionary.path} ({dictionary.n_features:,} features)")
+        _say(f"Dictionary: {dictionary.path} ({dictionary.n_features:,} features)")
 
 
 @app.command()
@@ -396,12 +444,13 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Runs one command line and returns its exit code."""
+    given = list(arguments)
     verbose = any(argument in ("-v", "--verbose") for argument in arguments)
     arguments = [argument for argument in arguments if argument not in ("-v", "--verbose")]
     try:
         if "doctor" not in arguments:  # which tells more about a shadowed package than an error could
             _check_imports()
-        code = app(args=arguments, prog_name="glassbox", standalone_mode=False)
+        code = app(args=arguments, prog_name="glassbox", standalone_mode=False, obj=given)
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return _complain("interrupted", 130)
@@ -447,7 +496,8 @@ def _check_imports() -> None:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    place = f"process {os.environ.get('RANK')} of {_world()}: " if _world() > 1 and code == 1 else ""
+    print(f"error: {place}{' '.join(message.split())}", file=sys.stderr)  # noqa: T201
     return code
 
 

@@ -31,8 +31,9 @@ from sae.architectures.clt import decoder_mask, encoder_product
 from sae.architectures.transcoder import linear_map
 from sae.config import SAEConfig, default
 from sae.selection import Selection, select
+from sae.shares import batch_rows, total_variance
 from sae.sparse import RaggedCodes
-from sae.step import Auxiliary, Parameters, StepResult, total_variance
+from sae.step import Auxiliary, Parameters, StepResult
 
 INITIAL_COEFFICIENT = 1.0
 CONTROL_GAIN = 20.0  # of the coefficient's logarithm over a whole run, at an L0 that is e times too high
@@ -169,7 +170,7 @@ class Architecture:
             total = total + self.config.auxk_alpha * self.auxk_loss(
                 parameters, x, (y - forward.x_hat).detach(), moment.dead
             )
-        unit = total_variance(y) / len(y) if self.is_penalised else 1.0
+        unit = total_variance(y) / batch_rows(y) if self.is_penalised else 1.0
         return unit * total + forward.penalty, forward
 
     def auxk_loss(self, parameters: Parameters, x: Tensor, error: Tensor, dead: Tensor) -> Float[Tensor, ""]:
@@ -212,7 +213,7 @@ class Architecture:
             error.pow(2).sum(),
             total_variance(y),
             active.any(0),
-            active.sum().to(x.dtype) / len(x),
+            active.sum().to(x.dtype) / batch_rows(x),
         )
 
     def observe(self, result: StepResult, moment: Moment) -> None:

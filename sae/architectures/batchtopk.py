@@ -15,7 +15,7 @@ from torch import Tensor
 from sae.architectures.architecture import Moment
 from sae.architectures.topk import TopK
 from sae.config import SAEConfig
-from sae.selection import strongest_of_batch
+from sae.shares import smallest_of_largest, strongest_of_batch
 from sae.sparse import RaggedCodes
 from sae.step import Parameters, StepResult
 
@@ -31,16 +31,14 @@ class BatchTopK(TopK):
         self._kept: Tensor | None = None
 
     def activate(self, parameters: Parameters, pre: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
-        count = self.k(moment) * len(pre)
-        smallest = pre.detach().flatten().topk(count, sorted=False).values.min().clamp(min=0)
+        smallest = smallest_of_largest(pre, self.k(moment)).clamp(min=0)
         self._kept = smallest
         return torch.where(pre >= smallest, pre, 0).relu(), pre.new_zeros(())
 
     def choose(self, parameters: Parameters, centred: Tensor, moment: Moment) -> RaggedCodes:
-        count = self.k(moment) * len(centred)
-        codes = strongest_of_batch(centred, parameters["W_enc"], parameters["b_enc"], count)
-        self._kept = codes.values.min() if len(codes.values) else None
-        return codes
+        chosen = strongest_of_batch(centred, parameters["W_enc"], parameters["b_enc"], self.k(moment))
+        self._kept = chosen.smallest
+        return chosen.codes
 
     def observe(self, result: StepResult, moment: Moment) -> None:
         super().observe(result, moment)

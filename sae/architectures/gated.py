@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sae.architectures.architecture import Architecture, Forward, Moment, strongest_entries
 from sae.selection import Selection
+from sae.shares import share_of_mean
 from sae.step import Parameters
 
 
@@ -35,8 +36,9 @@ class Gated(Architecture):
         activations = self._activations(parameters, pre)
         held = {name: value.detach() for name, value in parameters.items()}
         error = x - self.write(held, gate.relu(), x)
-        penalty = self.coefficient(moment) * (gate.relu() * self.decoder_norms(held)).sum(1).mean()
-        return Forward(self.write(parameters, activations, x), activations, penalty + error.pow(2).sum(1).mean())
+        penalty = self.coefficient(moment) * share_of_mean((gate.relu() * self.decoder_norms(held)).sum(1))
+        penalty = penalty + share_of_mean(error.pow(2).sum(1))
+        return Forward(self.write(parameters, activations, x), activations, penalty)
 
     def _activations(self, parameters: Parameters, pre: Tensor) -> Tensor:
         magnitude = (pre * parameters["r_mag"].exp() + parameters["b_mag"]).relu()

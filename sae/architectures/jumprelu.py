@@ -20,6 +20,7 @@ from torch import Tensor
 from sae.architectures.architecture import Architecture, Moment, padded, strongest_entries
 from sae.config import SAEConfig, default
 from sae.selection import Selection, latents_above
+from sae.shares import share_of_mean
 from sae.step import Parameters
 
 INITIAL_EXCESS = 2.0  # the first batch's L0 over its goal
@@ -108,14 +109,14 @@ class JumpReLU(Architecture):
         activations: Tensor = Jump.apply(pre, threshold, self.bandwidth, self.is_anthropic)  # pyright: ignore
         if self.is_anthropic:
             norms = self.decoder_norms(parameters)
-            penalty = (default(self.config.tanh_scale, 4.0) * activations * norms).tanh().sum(1).mean()
+            penalty = share_of_mean((default(self.config.tanh_scale, 4.0) * activations * norms).tanh().sum(1))
         else:
-            penalty = Step.apply(pre, threshold, self.bandwidth).sum(1).mean()  # pyright: ignore
+            penalty = share_of_mean(Step.apply(pre, threshold, self.bandwidth).sum(1))  # pyright: ignore
         penalty = self.coefficient(moment) * penalty
         below = default(self.config.pre_activation_coefficient, 3e-6 if self.is_anthropic else 0.0)
         if below:
             norms = self.decoder_norms(parameters)
-            penalty = penalty + below * ((threshold - pre).relu() * norms).sum(1).mean()
+            penalty = penalty + below * share_of_mean(((threshold - pre).relu() * norms).sum(1))
         return activations, penalty
 
     def finished(self, parameters: Parameters) -> tuple[SAEConfig, dict[str, Tensor]]:

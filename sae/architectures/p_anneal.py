@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from sae.architectures.architecture import Moment
 from sae.architectures.standard import Standard, power
 from sae.config import SAEConfig, default
+from sae.shares import over_shares
 from sae.step import Parameters
 
 
@@ -28,7 +30,8 @@ class PAnneal(Standard):
 
     def penalty(self, written: Tensor, moment: Moment) -> Tensor:
         shaped = power(written, self.exponent(moment))
-        scale = written.detach().sum() / shaped.detach().sum().clamp(min=1e-12)
+        as_l1, as_power = over_shares(torch.stack([written.detach().sum(), shaped.detach().sum()]))
+        scale = as_l1 / as_power.clamp(min=1e-12)
         return shaped * scale
 
     def finished(self, parameters: Parameters) -> tuple[SAEConfig, dict[str, Tensor]]:

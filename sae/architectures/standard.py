@@ -14,6 +14,7 @@ from torch import Tensor
 from sae.architectures.architecture import Architecture, Moment, padded, strongest_entries
 from sae.config import default
 from sae.selection import Selection, latents_above
+from sae.shares import share_of_mean
 from sae.step import Parameters
 
 POWER_FLOOR = 1e-3  # keeps the gradient of a^p finite at a = 0
@@ -31,7 +32,7 @@ class Standard(Architecture):
     def activate(self, parameters: Parameters, pre: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
         activations = pre.relu()
         written = activations * self.decoder_norms(parameters)
-        return activations, self.coefficient(moment) * self.penalty(written, moment).sum(1).mean()
+        return activations, self.coefficient(moment) * share_of_mean(self.penalty(written, moment).sum(1))
 
     def penalty(self, written: Tensor, moment: Moment) -> Tensor:
         """Returns φ of what each latent writes."""

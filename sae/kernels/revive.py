@@ -18,8 +18,9 @@ from torch import Tensor
 from sae.kernels.decode_loss import decode_loss
 from sae.kernels.dispatch import Backend
 from sae.kernels.topk_select import topk_select
+from sae.shares import total_variance
 from sae.sparse import RaggedCodes
-from sae.step import Auxiliary, Parameters, total_variance
+from sae.step import Auxiliary, Parameters
 
 CHUNK_BYTES = 256 << 20
 """Pre-activations of dead latents that are held at once."""

@@ -24,8 +24,9 @@ from sae.kernels.latent_adam import Adam, Moments, latent_adam
 from sae.kernels.latent_order import LatentOrder, latent_order
 from sae.kernels.latent_reduce import latent_reduce
 from sae.kernels.revive import revive
+from sae.shares import batch_rows, total_variance
 from sae.sparse import RaggedCodes
-from sae.step import Auxiliary, Parameters, StepResult, total_variance
+from sae.step import Auxiliary, Parameters, StepResult
 
 CASES: dict[str, dict[str, Any]] = {
     "plain": dict(n=9, d=8, d_sae=24, most=4),
@@ -66,7 +67,7 @@ class Backward(NamedTuple):
 
     def result(self, gradients: dict[str, Tensor], fired: Int[Tensor, " d_sae"]) -> StepResult:
         """Returns the step's result with these gradients."""
-        l0 = fired.sum().to(self.centred.dtype) / len(self.centred)
+        l0 = fired.sum().to(self.centred.dtype) / batch_rows(self.centred)
         return StepResult(gradients, self.loss, self.squared_error, self.variance, fired > 0, l0)
 
 

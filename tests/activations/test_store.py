@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import divided_runs
 import numpy as np
 import pytest
 import torch
 from families import build
 from families import tokenizer as character_tokenizer
+from ranks import run_ranks, start_ranks
 from torch import Tensor
 
 from activations import ActivationStore, Document, HarvestConfig, LanguageModel, TokenRows, pack_documents, stream
@@ -364,44 +366,26 @@ def test_a_store_can_be_written_without_a_model(tmp_path: Path) -> None:
 
 # Two processes
 
-DISTRIBUTED = """
-import sys
-sys.path[:0] = [{support!r}, {root!r}]
-import torch
-from accelerate import Accelerator
-from families import build, tokenizer
-from activations import Document, HarvestConfig, LanguageModel, harvest, pack_documents
-torch.set_num_threads(1)
-assert Accelerator(cpu=True).num_processes == {world}, Accelerator().num_processes
-lm = LanguageModel(build("llama", torch.float32), tokenizer())
-rows = pack_documents([Document("a", "abc def " * 400)], lm, 16)
-harvest(lm, rows, HarvestConfig(dtype="float32", batch_tokens=64, shard_rows=256), {out!r}, sites=["resid_post.1"])
-"""
+
+def test_two_processes_write_the_same_store_as_one(tmp_path: Path) -> None:
+    divided_runs.harvest_tiny(str(tmp_path / "one"), "1")
+    run_ranks("divided_runs:harvest_tiny", 2, tmp_path / "two", 2)
+    assert len(list((tmp_path / "two").glob("shards-*.jsonl"))) == 2
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
 
 
 @pytest.mark.slow
-def test_two_processes_write_the_same_store_as_one(tmp_path: Path) -> None:
-    for world in (1, 2):
-        script = tmp_path / f"harvest{world}.py"
-        out = tmp_path / f"store{world}"
-        script.write_text(
-            DISTRIBUTED.format(support=str(ROOT / "tests" / "support"), root=str(ROOT), out=str(out), world=world)
-        )
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc_per_node={world}",
-            str(script),
-        ]
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-2000:]
-    two = ActivationStore.open(tmp_path / "store2")
-    two.verify()
-    assert len(list(two.path.glob("shards-*.jsonl"))) == 2
-    assert files_of(tmp_path / "store1") == files_of(two.path)
+@pytest.mark.parametrize("goes_on", [1, 3])
+def test_a_harvest_that_lost_a_process_goes_on_with_any_number(tmp_path: Path, goes_on: int) -> None:
+    processes = start_ranks("divided_runs:harvest_tiny", 2, tmp_path / "cut", 2, 2)
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, -9]
+    assert "another one of 2 processes is lost" in said[0]
+    with pytest.raises(ValueError, match="harvest is not finished"):
+        ActivationStore.open(tmp_path / "cut")
+    run_ranks("divided_runs:harvest_tiny", goes_on, tmp_path / "cut", goes_on)
+    divided_runs.harvest_tiny(str(tmp_path / "one"), "1")
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "cut")
 
 
 # Streaming
