@@ -5,16 +5,9 @@ zero (`strongest_latents`), the n·k largest of the whole batch (`strongest_of_b
 (`latents_above`).
 
 Rows go through in chunks whose pre-activations stay in the processor's cache between the product and the selection. On
-a CPU with bf16 arithmetic a chunk is screened first:
-
-1. A bf16 product ranks the latents. Group maxima (each group holds every G-th latent) narrow each row to the `m` best
-   groups, which must contain the `m` best latents; of these the `m` best are the candidates.
-2. Candidates are computed again in float32; the k largest are kept.
-3. No latent left out can exceed the smallest candidate's bf16 value by more than the rounding bound
-   ‖x − x₁₆‖·max‖w‖ + ‖x₁₆‖·max‖w − w₁₆‖ + (rounding of the bias and of the result). Rows whose k-th value is within
-   that bound are computed again in float32 over all latents.
-
-So the latents chosen, and their values, are those of the float32 computation up to ties and float32's own rounding.
+a CPU with bf16 arithmetic a chunk is screened first: bf16 products and a bound on their rounding (`compiled.Screen`)
+leave out the latents that cannot be among those wanted; the others are computed again in float32. So the latents
+chosen, and their values, are those of the float32 computation up to ties and float32's own rounding.
 """
 
 from __future__ import annotations
@@ -27,15 +20,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae import sparse
+from sae import compiled
 from sae.sparse import RaggedCodes
 
 CHUNK_BYTES = {"cpu": 2 << 20}  # elsewhere 256 MB: a GPU wants large products
-GROUP = 8
-BF16_HALF_ULP = 2.0**-9
 SCREEN_MIN_LATENTS = 1024
 SAMPLED_ROWS = 128  # of a batch, to guess BatchTopK's threshold from
 SAMPLED_SURPLUS = 1.3  # candidates aimed at, as a multiple of what is kept
+GUESS_MAX_SURPLUS = 4  # of a guess from outside
 
 
 class Selection(NamedTuple):
@@ -69,26 +61,38 @@ def strongest_latents(
 ) -> Selection:
     """Returns `select(centred W_encᵀ + b_enc, k)`; `screen` overrides the choice of the bf16 screen."""
     n, d_sae = len(centred), len(W_enc)
-    if screen is None:
-        screen = centred.device.type == "cpu" and centred.dtype == torch.float32 and has_bf16_arithmetic()
-    candidates = k + max(16, k // 2)
-    if screen and d_sae >= SCREEN_MIN_LATENTS and d_sae % GROUP == 0 and candidates * 2 * GROUP <= d_sae:
-        return _screened(centred, W_enc, b_enc, k, candidates)
     values = centred.new_empty(n, k)
     indices = torch.empty(n, k, dtype=torch.int64, device=centred.device)
+    if _is_screened(centred, d_sae, screen):
+        compiled.Screen(centred, W_enc, b_enc).strongest(k, _chunk_rows("cpu", 2 * d_sae), values, indices)
+        return Selection(values, indices)
     for part, chunk in _chunks(centred, W_enc, b_enc):
-        torch.topk(chunk, k, dim=1, sorted=False, out=(values[part], indices[part]))
+        if compiled.is_compiled(chunk):
+            compiled.strongest_in_rows(chunk, k, values[part], indices[part])
+        else:
+            torch.topk(chunk, k, dim=1, sorted=False, out=(values[part], indices[part]))
     return Selection(values.relu_(), indices)
 
 
 def _chunks(centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yields the pre-activations of a few rows at a time, in one buffer that the next ones overwrite."""
     n, d_sae = len(centred), len(W_enc)
-    chunk_rows = max(64, CHUNK_BYTES.get(centred.device.type, 256 << 20) // (d_sae * centred.element_size()))
+    chunk_rows = _chunk_rows(centred.device.type, d_sae * centred.element_size())
     pre = centred.new_empty(min(chunk_rows, n), d_sae)
     for start in range(0, n, chunk_rows):
         part = slice(start, min(start + chunk_rows, n))
         yield part, torch.addmm(b_enc, centred[part], W_enc.T, out=pre[: part.stop - start])
+
+
+def _chunk_rows(device: str, row_bytes: int) -> int:
+    return max(64, CHUNK_BYTES.get(device, 256 << 20) // row_bytes)
+
+
+def _is_screened(centred: Tensor, d_sae: int, screen: bool | None) -> bool:
+    """Says whether bf16 products choose candidates: asked for, or else worth it on this machine."""
+    if screen is None:
+        screen = has_bf16_arithmetic() and d_sae >= SCREEN_MIN_LATENTS
+    return screen and centred.dtype == torch.float32 and compiled.is_compiled(centred)
 
 
 @torch.no_grad()
@@ -117,10 +121,12 @@ def latents_above(
 
     `screen` overrides the choice of the bf16 screen, which leaves the entries those of the float32 computation.
     """
-    if screen is None:
-        screen = centred.device.type == "cpu" and centred.dtype == torch.float32 and has_bf16_arithmetic()
-    if screen and len(W_enc) >= SCREEN_MIN_LATENTS:
-        return _screened_above(centred, W_enc, b_enc, threshold)
+    if len(centred) and _is_screened(centred, len(W_enc), screen):
+        products = compiled.Screen(centred, W_enc, b_enc)
+        if bool(threshold.min() > 2 * products.error.max()):  # else too little is left out
+            return products.above(threshold, _chunk_rows("cpu", 2 * len(W_enc)))
+    if compiled.is_compiled(centred) and len(centred):
+        return compiled.entries_above(_chunks(centred, W_enc, b_enc), len(centred), threshold)
     found = [_entries(part, chunk, threshold) for part, chunk in _chunks(centred, W_enc, b_enc)]
     return _joined(found, centred)
 
@@ -131,36 +137,6 @@ def _joined(found: list[tuple[Tensor, Tensor, Tensor]], centred: Tensor) -> Ragg
         return RaggedCodes.of_rows(empty, 0, empty, centred.new_empty(0))
     rows, indices, values = (torch.cat(pieces) for pieces in zip(*found, strict=True))
     return RaggedCodes.of_rows(rows, len(centred), indices, values)
-
-
-def _screened_above(centred: Tensor, W_enc: Tensor, b_enc: Tensor, threshold: Tensor) -> RaggedCodes:
-    """Computes again in float32 what a bf16 product cannot rule out to exceed the threshold."""
-    x16, W16, b16, error = _rounded(centred, W_enc, b_enc)
-    # the product's own rounding is relative to its value, which at the edge is the threshold itself
-    margin = error * (1 + 1e-3) + threshold.abs().max() * (4 * BF16_HALF_ULP)
-    chunk_rows = max(64, CHUNK_BYTES["cpu"] // (len(W_enc) * 2))
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    for start in range(0, len(centred), chunk_rows):
-        part = slice(start, start + chunk_rows)
-        pre = torch.nn.functional.linear(x16[part], W16, b16)
-        floor = threshold - margin[part, None]
-        found.append(_entries(part, pre, (floor - floor.abs() * (2 * BF16_HALF_ULP)).bfloat16()))
-    candidates = _joined(found, centred)
-    exact = sparse.code_gradients(centred, candidates._replace(values=centred.new_empty(0)), W_enc)
-    exact += b_enc[candidates.indices]
-    edge = threshold if threshold.ndim == 0 else threshold[candidates.indices]
-    kept = exact > edge
-    return RaggedCodes.of_rows(candidates.rows()[kept], len(centred), candidates.indices[kept], exact[kept])
-
-
-def _rounded(centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns inputs of a bf16 product, and for every row a bound on how far rounding them moves a pre-activation."""
-    x16, W16, b16 = centred.bfloat16(), W_enc.bfloat16(), b_enc.bfloat16()
-    rounded = x16.float()
-    widest, weight_error = W_enc.norm(dim=1).max(), (W_enc - W16).norm(dim=1).max()
-    bias_error = (b_enc - b16).abs().max()
-    error = (centred - rounded).norm(dim=1) * widest + rounded.norm(dim=1) * weight_error + bias_error
-    return x16, W16, b16, error
 
 
 def _entries(part: slice, chunk: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,14 +150,20 @@ def strongest_of_batch(
     W_enc: Float[Tensor, "d_sae d_in"],
     b_enc: Float[Tensor, " d_sae"],
     count: int,
+    guess: Float[Tensor, ""] | None = None,
 ) -> RaggedCodes:
     """Returns the `count` largest positive pre-activations of the whole batch (all positive ones if they are fewer).
 
-    A threshold guessed from a few rows leaves a little more than `count` candidates, of which the largest are kept;
-    where the guess leaves too few, all positive ones are candidates, so that the result does not depend on it. Of ties
-    at the smallest kept value those in the first rows are kept.
+    A guessed threshold leaves a little more than `count` candidates, of which the largest are kept. It is `guess` (say,
+    a little less than the last batch's), and where that leaves too few, it is found from some of the rows; where that
+    leaves too few, all positive ones are candidates: the result does not depend on it. Of ties at the smallest kept
+    value those in the first rows are kept.
     """
     n = len(centred)
+    if guess is not None:
+        candidates = latents_above(centred, W_enc, b_enc, guess.clamp(min=0))
+        if count <= len(candidates.values) <= GUESS_MAX_SURPLUS * count:
+            return _largest(candidates, count)
     sampled = torch.arange(0, n, max(1, n // SAMPLED_ROWS), device=centred.device)
     pre = torch.addmm(b_enc, centred[sampled], W_enc.T).flatten()
     expected = count * len(sampled) / n
@@ -190,36 +172,18 @@ def strongest_of_batch(
     candidates = latents_above(centred, W_enc, b_enc, guess)
     if len(candidates.values) < count and bool(guess > 0):
         candidates = latents_above(centred, W_enc, b_enc, torch.zeros_like(guess))
+    return _largest(candidates, count)
+
+
+def _largest(candidates: RaggedCodes, count: int) -> RaggedCodes:
+    """Returns the `count` largest codes; of equal ones those in the first rows."""
+    n = candidates.n_rows
     if len(candidates.values) <= count:
         return candidates
+    if compiled.is_compiled(candidates.values):
+        return compiled.keep_largest(candidates, count)
     smallest = candidates.values.topk(count, sorted=False).values.min()
     above, level = candidates.values > smallest, candidates.values == smallest
     room = count - above.sum()
     kept = above | (level & (level.cumsum(0) <= room))
     return RaggedCodes.of_rows(candidates.rows()[kept], n, candidates.indices[kept], candidates.values[kept])
-
-
-def _screened(centred: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, m: int) -> Selection:
-    n, d_sae = len(centred), len(W_enc)
-    x16, W16, b16, error = _rounded(centred, W_enc, b_enc)
-    chosen = torch.empty(n, m, dtype=torch.int64)
-    floor = torch.empty(n)
-    chunk_rows = max(64, CHUNK_BYTES["cpu"] // (d_sae * 2))
-    for start in range(0, n, chunk_rows):
-        part = slice(start, min(start + chunk_rows, n))
-        pre = torch.nn.functional.linear(x16[part], W16, b16).view(-1, GROUP, d_sae // GROUP)
-        groups = pre.amax(1).topk(m, dim=1, sorted=False).indices[:, None].expand(-1, GROUP, -1)
-        ranked = pre.gather(2, groups).flatten(1).topk(m, dim=1, sorted=False)
-        floor[part] = ranked.values.amin(1).float()
-        member, place = ranked.indices // m, ranked.indices % m
-        chosen[part] = member * (d_sae // GROUP) + groups[:, 0].gather(1, place)
-    pattern = RaggedCodes.of(centred.new_zeros(n, m), chosen)
-    exact = sparse.code_gradients(centred, pattern, W_enc).view(n, m) + b_enc[chosen]
-    top = exact.topk(k, dim=1, sorted=False)
-    values, indices = top.values, chosen.gather(1, top.indices)
-    bound = floor + error * (1 + 1e-3) + floor.abs() * (2 * BF16_HALF_ULP)
-    missed = (values.amin(1).clamp(min=0) < bound).nonzero().squeeze(1)
-    if len(missed):
-        again = strongest_latents(centred[missed], W_enc, b_enc, k, screen=False)
-        values[missed], indices[missed] = again
-    return Selection(values.relu_(), indices)

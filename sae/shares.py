@@ -104,10 +104,14 @@ class Chosen(NamedTuple):
 
 @torch.no_grad()
 def strongest_of_batch(
-    centred: Float[Tensor, "n d_in"], W_enc: Float[Tensor, "latents d_in"], b_enc: Float[Tensor, " latents"], k: int
+    centred: Float[Tensor, "n d_in"],
+    W_enc: Float[Tensor, "latents d_in"],
+    b_enc: Float[Tensor, " latents"],
+    k: int,
+    guess: Float[Tensor, ""] | None = None,
 ) -> Chosen:
     """Returns this process's part of the `k` largest positive pre-activations a row that the whole batch has on
-    average; as `selection.strongest_of_batch` on the whole batch.
+    average; as `selection.strongest_of_batch` on the whole batch, where `guess` is explained.
 
     Each share gives a little more than its part. Where one had nothing to spare it may have kept back a value that
     belongs to the largest, and all give as much as the whole batch may take.
@@ -115,11 +119,11 @@ def strongest_of_batch(
     count = k * batch_rows(centred)
     sharing = _sharing.get()
     if sharing is None:
-        codes = selection.strongest_of_batch(centred, W_enc, b_enc, count)
+        codes = selection.strongest_of_batch(centred, W_enc, b_enc, count, guess)
         return Chosen(codes, codes.values.min() if len(codes.values) else None)
     tried = min(count, math.ceil(SURPLUS * count / sharing.sharers.world) + SPARE)
     while True:
-        codes = selection.strongest_of_batch(centred, W_enc, b_enc, tried)
+        codes = selection.strongest_of_batch(centred, W_enc, b_enc, tried, guess)
         every = _every(codes.values, tried, sharing.sharers)
         smallest = _smallest(every, count)
         if tried == count or not bool((every.amin(1) > smallest).any()):

@@ -49,6 +49,19 @@ class RaggedCodes(NamedTuple):
         return torch.repeat_interleave(self.starts.diff(), output_size=len(self.indices))
 
 
+class RowPass(NamedTuple):
+    """What one pass over a batch's codes gives (`sae.row_pass`)."""
+
+    errors: Float[Tensor, "n d"]
+    """target − reconstruction at the full width."""
+    by_group: Float[Tensor, " groups"]
+    """Σ‖target − reconstruction‖² at every nested width."""
+    grad_shared: Float[Tensor, "n d"]
+    """The gradient with respect to what all nested reconstructions have in common."""
+    latents: dict[str, Tensor]
+    """Gradients of W_enc, W_dec and b_enc."""
+
+
 def decode(codes: RaggedCodes, W_dec: Float[Tensor, "d_sae d"]) -> Float[Tensor, "n d"]:
     """Returns Σ value · W_dec[index] over the codes of every row."""
     return _by_row(codes, codes.values, len(W_dec)) @ W_dec

@@ -14,7 +14,7 @@ takes part in x̂_b, …, x̂_G, so its gradient meets the suffix sum g = Σ_{h 
     ∂b_enc = Σ ∂v                     ∂b_dec = Σ g_1 − ∂b_enc W_enc      ∂W_skip = Σ g_1 ⊗ x
 
 (the last term of ∂b_dec is the input's share, folded over the batch before it meets W_enc; it is absent where the
-encoder reads x itself). Blocks are handled as virtual rows: row r and block b form row b·n + r of one sparse product.
+encoder reads x itself). What passes through codes is one call of `sae.row_pass`.
 
 On a GPU the same is done by the kernels of `sae.kernels.step`.
 """
@@ -28,8 +28,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae import sparse
 from sae.kernels.dispatch import is_fused
+from sae.row_pass import row_pass
 from sae.selection import largest_latents, strongest_latents
 from sae.shares import batch_rows, total_variance
 from sae.sparse import RaggedCodes
@@ -101,66 +101,39 @@ def sparse_step(
             dead_capacity=n_dead or None,
         )
     W_enc, W_dec, b_dec = parameters["W_enc"], parameters["W_dec"], parameters["b_dec"]
-    n, groups = len(x), max(1, len(widths))
+    groups = max(1, len(widths))
     if weights is None:
         weights = torch.full((groups,), 1 / groups, dtype=x.dtype, device=x.device)
     centred = x - b_dec if subtracts_b_dec else x
-    blocked = codes if groups == 1 else _by_block(codes, widths, ranks)
     target = y - b_dec
     if "W_skip" in parameters:
         target = target - x @ parameters["W_skip"].T
-    written = sparse.decode(blocked, W_dec).view(groups, n, -1)
-    for group in range(1, groups):
-        written[group] += written[group - 1]
-    errors = target - written
     variance = total_variance(y)
-    by_group = errors.pow(2).sum((1, 2))
-    loss = (weights * by_group).sum() / variance
-    suffix = errors * (weights * (-2 / variance))[:, None, None]
-    for group in range(groups - 1, 0, -1):
-        suffix[group - 1] += suffix[group]
-    gradients = _latent_gradients(blocked, suffix.view(groups * n, -1), centred, W_dec, is_signed)
-    first = suffix[0]
-    gradients["b_dec"] = first.sum(0)
+    blocks = _blocks(len(W_dec), widths, ranks, x.device) if groups > 1 else None
+    done = row_pass(codes, W_dec, target, centred, weights * (-2 / variance), blocks=blocks, is_signed=is_signed)
+    loss = (weights * done.by_group).sum() / variance
+    gradients = {**done.latents, "b_dec": done.grad_shared.sum(0)}
     if subtracts_b_dec:
         gradients["b_dec"] -= gradients["b_enc"] @ W_enc
     if "W_skip" in parameters:
-        gradients["W_skip"] = first.T @ x
+        gradients["W_skip"] = done.grad_shared.T @ x
     if auxiliary is not None and auxiliary.alpha > 0:
         rows = auxiliary.dead.nonzero().squeeze(1)
         if len(rows):
             loss = loss + _add_auxk(
-                parameters, gradients, centred, errors[-1], rows, auxiliary, is_signed, subtracts_b_dec
+                parameters, gradients, centred, done.errors, rows, auxiliary, is_signed, subtracts_b_dec
             )
     alive = codes.values != 0
     fired = torch.zeros(len(W_dec), dtype=torch.bool, device=x.device)
     fired[codes.indices[alive]] = True
-    return StepResult(gradients, loss, by_group[-1], variance, fired, alive.sum().to(x.dtype) / batch_rows(x))
+    l0 = alive.sum().to(x.dtype) / batch_rows(x)
+    return StepResult(gradients, loss, done.by_group[-1], variance, fired, l0)
 
 
-def _by_block(codes: RaggedCodes, widths: Sequence[int], ranks: Tensor | None) -> RaggedCodes:
-    """Returns the codes with one virtual row for every block of latents and row."""
-    ends = torch.tensor(widths, device=codes.indices.device)
-    places = codes.indices if ranks is None else ranks[codes.indices]
-    rows = codes.rows() + codes.n_rows * torch.bucketize(places, ends, right=True)
-    order = torch.argsort(rows, stable=True)
-    n_virtual = codes.n_rows * len(widths)
-    return RaggedCodes.of_rows(rows[order], n_virtual, codes.indices[order], codes.values[order])
-
-
-def _latent_gradients(
-    codes: RaggedCodes, grad: Tensor, centred: Tensor, W_dec: Tensor, is_signed: bool
-) -> dict[str, Tensor]:
-    """Returns the gradients of W_enc, W_dec and b_enc for codes whose decoding has gradient `grad`."""
-    layout = sparse.LatentLayout(codes, len(W_dec))
-    dvalues = sparse.code_gradients(grad, codes, W_dec)
-    if not is_signed:
-        dvalues = dvalues * (codes.values > 0)
-    return {
-        "W_enc": layout.reduce(dvalues, centred),
-        "W_dec": layout.reduce(codes.values, grad),
-        "b_enc": layout.reduce_values(dvalues),
-    }
+def _blocks(d_sae: int, widths: Sequence[int], ranks: Tensor | None, device: torch.device) -> Int[Tensor, " d_sae"]:
+    """Returns the first nested dictionary that each latent stands in."""
+    places = torch.arange(d_sae, device=device) if ranks is None else ranks
+    return torch.bucketize(places, torch.tensor(widths, device=device), right=True)
 
 
 def _add_auxk(
@@ -177,12 +150,11 @@ def _add_auxk(
     W_enc, W_dec = parameters["W_enc"][rows], parameters["W_dec"][rows]
     choose = largest_latents if is_signed else strongest_latents
     codes = RaggedCodes.of(*choose(centred, W_enc, parameters["b_enc"][rows], min(auxiliary.k, len(rows))))
-    missing = error - sparse.decode(codes, W_dec)
     variance = total_variance(error)
-    grad = missing * (-2 * auxiliary.alpha / variance)
-    added = _latent_gradients(codes, grad, centred, W_dec, is_signed)
-    for name, value in added.items():
+    scales = (-2 * auxiliary.alpha / variance)[None]
+    done = row_pass(codes, W_dec, error, centred, scales, is_signed=is_signed)
+    for name, value in done.latents.items():
         gradients[name].index_add_(0, rows, value)
     if subtracts_b_dec:
-        gradients["b_dec"].sub_(added["b_enc"] @ W_enc)
-    return auxiliary.alpha * missing.pow(2).sum() / variance
+        gradients["b_dec"].sub_(done.latents["b_enc"] @ W_enc)
+    return auxiliary.alpha * done.by_group[0] / variance

@@ -20,6 +20,7 @@ from sae.sparse import RaggedCodes
 from sae.step import Parameters, StepResult
 
 THRESHOLD_MEMORY_FRAC = 0.1
+GUESSED_SHARE = 0.9  # of the last batch's smallest kept value, where the search for this batch's begins
 
 
 class BatchTopK(TopK):
@@ -36,7 +37,8 @@ class BatchTopK(TopK):
         return torch.where(pre >= smallest, pre, 0).relu(), pre.new_zeros(())
 
     def choose(self, parameters: Parameters, centred: Tensor, moment: Moment) -> RaggedCodes:
-        chosen = strongest_of_batch(centred, parameters["W_enc"], parameters["b_enc"], self.k(moment))
+        guess = None if self._kept is None else self._kept * GUESSED_SHARE
+        chosen = strongest_of_batch(centred, parameters["W_enc"], parameters["b_enc"], self.k(moment), guess)
         self._kept = chosen.smallest
         return chosen.codes
 

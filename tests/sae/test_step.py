@@ -1,4 +1,7 @@
-"""The hand-written steps have the loss and the gradients of the dense reference, in every corner."""
+"""The hand-written steps have the loss and the gradients of the dense reference, in every corner.
+
+Every test runs twice: with the loops that numba compiles, and with torch's sparse products.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from torch import Tensor
 
 from sae import SAEConfig, selection, sparse
 from sae.architectures import Architecture, Moment, architecture_of
+from sae.compiled import is_compiled
+from sae.row_pass import row_pass
 from sae.selection import latents_above, select, strongest_latents, strongest_of_batch
 from sae.sparse import RaggedCodes
 
@@ -36,6 +41,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "skip_transcoder": dict(d_out=9, activation="batchtopk"),
     "crosscoder": dict(n_sites=3),
 }
+
+
+@pytest.fixture(params=["loops", "products"], autouse=True)
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("GLASSBOX_COMPILED", "1" if request.param == "loops" else "0")
+    assert is_compiled(torch.zeros(1)) == (request.param == "loops")
+    return request.param
 
 
 def setting(kind: str, case: dict[str, Any]) -> tuple[Architecture, dict[str, Tensor], Tensor, Tensor, Moment]:
@@ -80,14 +92,19 @@ def test_loss_and_gradients_equal_autograd_in_float64(name: str, kind: str) -> N
     assert torch.equal(result.fired, expected.fired)
 
 
-def test_ties_are_broken_alike_in_step_and_reference() -> None:
+def test_of_latents_that_tie_one_is_taken() -> None:
     architecture, parameters, x, y, moment = setting("topk", CASES["plain"])
-    parameters["W_enc"][25:] = parameters["W_enc"][:25]  # every pre-activation occurs twice
-    parameters["b_enc"][25:] = parameters["b_enc"][:25]
+    for name in ("W_enc", "W_dec", "b_enc"):  # every latent occurs twice
+        parameters[name][25:] = parameters[name][:25]
     result = architecture.step(parameters, x, y, moment)
     expected = Architecture.step(architecture, parameters, x, y, moment)
     torch.testing.assert_close(result.loss, expected.loss)
-    torch.testing.assert_close(result.gradients["W_enc"], expected.gradients["W_enc"])
+    assert result.l0 == expected.l0
+    for name in ("W_enc", "W_dec", "b_enc"):
+        of_both, wanted = (
+            gradients[:25] + gradients[25:] for gradients in (result.gradients[name], expected.gradients[name])
+        )
+        torch.testing.assert_close(of_both, wanted)
 
 
 def test_statistics_count_what_is_active() -> None:
@@ -168,6 +185,42 @@ def test_ties_at_the_edge_of_a_batch_leave_exactly_as_many_as_asked_for() -> Non
     assert len(strongest_of_batch(centred, W, torch.zeros(6), 20).values) == 20
 
 
+@pytest.mark.parametrize("guess", [0.0, 1.0, 3.0, 1e6])
+def test_the_guess_does_not_change_what_is_chosen(guess: float) -> None:
+    centred, W, b = torch.randn(90, 7), torch.randn(30, 7), torch.randn(30)
+    found, expected = (strongest_of_batch(centred, W, b, 400, guess=each) for each in (torch.tensor(guess), None))
+    for codes in (found, expected):
+        order = (codes.rows() * 30 + codes.indices).argsort()
+        codes.indices.copy_(codes.indices[order])
+        codes.values.copy_(codes.values[order])
+    assert torch.equal(found.starts, expected.starts)
+    assert torch.equal(found.indices, expected.indices)
+    assert torch.equal(found.values, expected.values)
+
+
+def test_the_loops_give_the_same_bits_on_any_number_of_threads(implementation: str) -> None:
+    if implementation == "products":
+        pytest.skip("torch's sparse products promise no such thing")
+    _, parameters, x, y, _ = setting("matryoshka_batchtopk", dict(n=150, d_in=9, d_sae=96, k=4))
+    given, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            codes = RaggedCodes.of(*select(x @ parameters["W_enc"].T, 4))
+            given.append(row_pass(codes, parameters["W_dec"], y, x, torch.ones(1, dtype=x.dtype)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in given[1:]:
+        assert torch.equal(other.errors, given[0].errors)
+        assert all(torch.equal(value, given[0].latents[name]) for name, value in other.latents.items())
+
+
+def test_a_weight_that_is_not_a_number_shows_in_the_loss() -> None:
+    architecture, parameters, x, y, moment = setting("topk", CASES["plain"])
+    parameters["b_dec"][0] = torch.nan  # no pre-activation compares with anything
+    assert architecture.step(parameters, x, y, moment).loss.isnan()
+
+
 def test_latents_above_a_threshold_are_strictly_above() -> None:
     codes = latents_above(torch.eye(3), torch.eye(3), torch.zeros(3), torch.tensor([1.0, 0.5, 2.0]))
     assert (codes.rows().tolist(), codes.indices.tolist()) == ([1], [1])
@@ -215,18 +268,3 @@ def test_the_screen_chooses_what_float32_chooses(name: str) -> None:
     assert (indices.sort(1).values.diff(dim=1) > 0).all(), "a latent was chosen twice"
     torch.testing.assert_close(values.double(), pre.gather(1, indices), rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(values.sort(1).values.double(), pre.topk(k).values.sort(1).values, rtol=1e-5, atol=1e-4)
-
-
-def test_the_screen_settles_most_rows_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    again: list[int] = []
-    whole = selection.strongest_latents
-
-    def counting(centred: Tensor, *rest: object, **options: object) -> selection.Selection:
-        again.append(len(centred))
-        return whole(centred, *rest, **options)
-
-    monkeypatch.setattr(selection, "strongest_latents", counting)
-    centred = torch.randn(500, 64)
-    W = torch.nn.functional.normalize(torch.randn(4096, 64), dim=1)
-    selection._screened(centred, W, torch.zeros(4096), 16, 32)
-    assert sum(again) < 50
