@@ -89,6 +89,17 @@ class Processes:
             all_gather(made, tensor.contiguous(), group=self.aside if aside else None)
         return made
 
+    def collect(self, tensor: Tensor) -> list[Tensor] | None:
+        """Returns the tensors of all processes, which are on the CPU and of one shape, in the first; None elsewhere."""
+        if not self.are_several:
+            return [tensor]
+        from torch.distributed import gather
+
+        made = [torch.empty_like(tensor) for _ in range(self.world)] if self.is_first else None
+        with self._answers():
+            gather(tensor.contiguous(), made, group=self.aside, group_dst=0)
+        return made
+
     def with_another_line(self) -> Processes:
         """Returns the same processes with a second line of their own, for a thread; all must ask for it."""
         if not self.are_several:

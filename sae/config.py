@@ -318,6 +318,8 @@ class TrainSettings:
     """Weight of the reconstruction loss beside an end-to-end objective."""
     downstream_weight: float = 0.0
     """Weight of the reconstruction error in the residual stream of all later layers, beside an end-to-end objective."""
+    divide: Literal["rows", "latents"] = "rows"
+    """What several processes divide: the rows of each batch, or the latents (top-k family)."""
     checkpoint_every_steps: int = 1000
     """Steps between checkpoints of the exact-resume state."""
     log_every_steps: int = 50
@@ -354,6 +356,24 @@ class TrainSettings:
             raise ValueError("schedule_free averages the weights already, got ema_decay too: leave one of them out")
 
 
+def check_divide(sae: SAEConfig, train: TrainSettings) -> None:
+    """ValueError where the latents of an SAE cannot be divided between processes as `train.divide` asks."""
+    if train.divide == "rows":
+        return
+    refused = [
+        (sae.mechanism not in TOP_K_FAMILY or sae.architecture == "clt", f"architecture `{sae.architecture}`"),
+        (train.objective != "reconstruction", f"objective={train.objective}"),
+        (train.optimizer == "muon", "optimizer=muon"),
+        (bool(train.resample_fracs), f"resample_fracs={train.resample_fracs}"),
+    ]
+    for is_refused, what in refused:
+        if is_refused:
+            raise ValueError(
+                f"divide=latents got {what}, which needs all latents in one place, expected the top-k family with adam "
+                "or signum on rows: divide rows instead"
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainSection(TrainSettings):
     """The `train` section of a config file: one set of settings for all of its SAEs."""
@@ -377,6 +397,7 @@ class TrainConfig(TrainSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_divide(self.sae, self)
         if self.total_rows < self.batch_rows:
             raise ValueError(
                 f"total_rows={self.total_rows} is less than one batch of batch_rows={self.batch_rows}: raise the first "

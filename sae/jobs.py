@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from sae.config import SAEConfig, TrainConfig, TrainSection, TrainSettings
+from sae.config import SAEConfig, TrainConfig, TrainSection, TrainSettings, check_divide
 
 SAE_KEYS = {field.name for field in fields(SAEConfig)}
 TRAIN_KEYS = {field.name for field in fields(TrainSettings)}
@@ -117,6 +117,7 @@ def _jobs(
         chosen = validate(TrainSettings, {key: getattr(train, key) for key in TRAIN_KEYS} | for_train, where)
         for wiring in _wirings(entry, architecture, where):
             sae = validate(SAEConfig, {**for_sae, **_shape(for_sae, wiring, width_of, where)}, where)
+            check_divide(sae, chosen)
             compared = any(site.startswith("compare:") for site in wiring.sites)
             elsewhere = compared or len(wiring.sites) > 1 or wiring.target_sites
             if chosen.objective != "reconstruction" and elsewhere:

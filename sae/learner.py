@@ -85,16 +85,27 @@ class Learner:
         self.step = 0
         self.architecture = architecture_of(config.sae)
         self.architecture.to(device)
-        initial = self.architecture.initial(torch.Generator().manual_seed(_stream_seed(config.seed)))
+        initial = self._own(self.architecture.initial(torch.Generator().manual_seed(_stream_seed(config.seed))))
         self.parameters = {name: value.to(device) for name, value in initial.items()}
-        self.optimizer = Optimizer(config, self.parameters, self.architecture.constrain)
+        self.optimizer = self._new_optimizer()
         sae = config.sae
         self.scale_in = torch.ones(sae.d_in * sae.n_sites, device=device)
         self.scale_out = torch.ones(sae.output_width * sae.n_sites, device=device)
-        self.silent_rows = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
+        self.silent_rows = torch.zeros(len(self.parameters["W_dec"]), dtype=torch.int64, device=device)
         self.average = {n: v.clone() for n, v in self.parameters.items()} if config.ema_decay is not None else None
         self._resample_steps = {round(point * config.steps) for point in config.resample_fracs}
         self._clear_window()
+
+    def _new_optimizer(self) -> Optimizer:
+        return Optimizer(self.config, self.parameters, self.architecture.constrain)
+
+    def _own(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns what this process trains of the weights: all."""
+        return tensors
+
+    def _whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns all weights of what this process trains a part of: the same."""
+        return dict(tensors)
 
     def _clear_window(self) -> None:
         self._window = torch.zeros(4, dtype=torch.float64, device=self.device)
@@ -157,7 +168,8 @@ class Learner:
             self.architecture.calibrate(self.parameters, x * self.scale_in, y * self.scale_out)
         else:
             source = SAE.load(self.config.init_from, device=self.device)
-            for name, value in training_tensors(source, self.architecture, self.scale_in, self.scale_out).items():
+            given = training_tensors(source, self.architecture, self.scale_in, self.scale_out)
+            for name, value in self._own(given).items():
                 self.parameters[name].copy_(value)
             self.architecture.constrain(self.parameters)
         self.optimizer.restart()
@@ -166,7 +178,7 @@ class Learner:
         config, gradients = self.config, result.gradients
         self.architecture.project(self.parameters, gradients, moment)
         if config.clip_norm is not None:
-            norm = torch.stack([gradient.pow(2).sum() for gradient in gradients.values()]).sum().sqrt()
+            norm = self._norm(gradients)
             for gradient in gradients.values():
                 gradient.mul_((config.clip_norm / norm).clamp(max=1.0))
         self.optimizer.step(gradients, config.peak_lr * rate(config, self.step))
@@ -175,6 +187,13 @@ class Learner:
             keep = min(config.ema_decay, self.step / (self.step + 1))
             for name, mean in self.average.items():
                 mean.lerp_(self.parameters[name], 1 - keep)
+
+    def _norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """Returns the norm of the whole gradient."""
+        return torch.stack([gradient.pow(2).sum() for gradient in gradients.values()]).sum().sqrt()
+
+    def _dead_frac(self) -> float:
+        return float((self.silent_rows >= self.config.dead_after_rows).double().mean())
 
     @torch.no_grad()
     def _resample(self, x: Tensor, y: Tensor) -> None:
@@ -222,7 +241,7 @@ class Learner:
             explained_variance=1 - squared_error / variance if variance else float("nan"),
             mse=squared_error / float(self.scale_out.pow(2).mean()) / (rows * columns),
             l0=l0 / self._window_steps,
-            dead_frac=float((self.silent_rows >= config.dead_after_rows).double().mean()),
+            dead_frac=self._dead_frac(),
             lr=config.peak_lr * rate(config, self.step - 1),
             time_s=round(time_s, 3),
             rows_per_s=round(rows_done / max(time_s, 1e-9), 1),
@@ -263,7 +282,7 @@ class Learner:
         kept = self.optimizer.kept() if self.average is None else self.average
         if self.average is not None:
             self.architecture.constrain(self.average)
-        config, tensors = self.architecture.finished(kept)
+        config, tensors = self.architecture.finished(self._whole(kept))
         config, tensors = self.architecture.fold(config, tensors, self.scale_in, self.scale_out)
         return SAE.from_tensors(finished_config(config), {name: value.cpu() for name, value in tensors.items()})
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae import compiled, sparse
+from sae.shares import first_latent, over_latents
 from sae.sparse import RaggedCodes, RowPass
 
 
@@ -29,13 +30,13 @@ def row_pass(
     """Decodes and gives gradients; latent i takes part from nested width `blocks[i]` on (default: the only one).
 
     `scales` are the factors of the errors in the gradient, one for each nested width. Only positive codes get
-    gradients unless `is_signed`.
+    gradients unless `is_signed`. Of divided latents (`sae.shares`) reconstructions are the whole ones.
     """
-    if compiled.is_compiled(target):
+    if compiled.is_compiled(target) and first_latent() is None:
         return compiled.row_pass(codes, W_dec, target, centred, scales, blocks, is_signed)
     n, groups = len(target), len(scales)
     blocked = codes if blocks is None else _by_block(codes, blocks, groups)
-    written = sparse.decode(blocked, W_dec).view(groups, n, -1)
+    written = over_latents(sparse.decode(blocked, W_dec)).view(groups, n, -1)
     for group in range(1, groups):
         written[group] += written[group - 1]
     errors = target - written

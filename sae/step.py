@@ -30,8 +30,7 @@ from torch import Tensor
 
 from sae.kernels.dispatch import is_fused
 from sae.row_pass import row_pass
-from sae.selection import largest_latents, strongest_latents
-from sae.shares import batch_rows, total_variance
+from sae.shares import batch_rows, first_latent, over_latents, strongest_of_rows, total_variance
 from sae.sparse import RaggedCodes
 
 Parameters = Mapping[str, Tensor]
@@ -41,7 +40,7 @@ Parameters = Mapping[str, Tensor]
 class StepResult(NamedTuple):
     """What one forward and backward pass gives; scalars stay on the device.
 
-    Where several processes share the batch (`sae.shares`), all but `variance` are what this process's rows add.
+    Where several processes divide rows or latents, it is their part of these as `sae.shares` says.
     """
 
     gradients: dict[str, Tensor]
@@ -83,7 +82,7 @@ def sparse_step(
     `is_signed` says that codes may be negative (then all of them get gradients); `widths` and `weights` are the nested
     dictionaries and the shares of their losses, `ranks` the latents' places in them (default their own order).
     """
-    if is_fused(x, y):
+    if is_fused(x, y) and first_latent() is None:
         from sae.kernels.step import fused_step
 
         n_dead = 0 if auxiliary is None else int(auxiliary.dead.sum())
@@ -114,25 +113,25 @@ def sparse_step(
     loss = (weights * done.by_group).sum() / variance
     gradients = {**done.latents, "b_dec": done.grad_shared.sum(0)}
     if subtracts_b_dec:
-        gradients["b_dec"] -= gradients["b_enc"] @ W_enc
+        gradients["b_dec"] -= over_latents(gradients["b_enc"] @ W_enc)
     if "W_skip" in parameters:
         gradients["W_skip"] = done.grad_shared.T @ x
     if auxiliary is not None and auxiliary.alpha > 0:
-        rows = auxiliary.dead.nonzero().squeeze(1)
-        if len(rows):
-            loss = loss + _add_auxk(
-                parameters, gradients, centred, done.errors, rows, auxiliary, is_signed, subtracts_b_dec
-            )
+        n_dead = int(over_latents(auxiliary.dead.sum()))
+        if n_dead:
+            auxiliary = auxiliary._replace(k=min(auxiliary.k, n_dead))
+            loss = loss + _add_auxk(parameters, gradients, centred, done.errors, auxiliary, is_signed, subtracts_b_dec)
     alive = codes.values != 0
     fired = torch.zeros(len(W_dec), dtype=torch.bool, device=x.device)
     fired[codes.indices[alive]] = True
-    l0 = alive.sum().to(x.dtype) / batch_rows(x)
+    l0 = over_latents(alive.sum().to(x.dtype)) / batch_rows(x)
     return StepResult(gradients, loss, done.by_group[-1], variance, fired, l0)
 
 
-def _blocks(d_sae: int, widths: Sequence[int], ranks: Tensor | None, device: torch.device) -> Int[Tensor, " d_sae"]:
-    """Returns the first nested dictionary that each latent stands in."""
-    places = torch.arange(d_sae, device=device) if ranks is None else ranks
+def _blocks(latents: int, widths: Sequence[int], ranks: Tensor | None, device: torch.device) -> Int[Tensor, " latents"]:
+    """Returns the first nested dictionary that each latent at hand stands in."""
+    own = torch.arange(latents, device=device) + (first_latent() or 0)
+    places = own if ranks is None else ranks[own]
     return torch.bucketize(places, torch.tensor(widths, device=device), right=True)
 
 
@@ -141,20 +140,19 @@ def _add_auxk(
     gradients: dict[str, Tensor],
     centred: Tensor,
     error: Tensor,
-    rows: Tensor,
     auxiliary: Auxiliary,
     is_signed: bool,
     subtracts_b_dec: bool,
 ) -> Tensor:
     """Adds the auxiliary loss's gradients in place and returns its value; works on the dead latents alone."""
+    rows = auxiliary.dead.nonzero().squeeze(1)
     W_enc, W_dec = parameters["W_enc"][rows], parameters["W_dec"][rows]
-    choose = largest_latents if is_signed else strongest_latents
-    codes = RaggedCodes.of(*choose(centred, W_enc, parameters["b_enc"][rows], min(auxiliary.k, len(rows))))
+    codes = strongest_of_rows(centred, W_enc, parameters["b_enc"][rows], auxiliary.k, is_signed)
     variance = total_variance(error)
     scales = (-2 * auxiliary.alpha / variance)[None]
     done = row_pass(codes, W_dec, error, centred, scales, is_signed=is_signed)
     for name, value in done.latents.items():
         gradients[name].index_add_(0, rows, value)
     if subtracts_b_dec:
-        gradients["b_dec"].sub_(done.latents["b_enc"] @ W_enc)
+        gradients["b_dec"].sub_(over_latents(done.latents["b_enc"] @ W_enc))
     return auxiliary.alpha * done.by_group[0] / variance

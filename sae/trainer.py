@@ -39,7 +39,7 @@ from sae.rows import Batches
 from sae.trackers import Trackers
 
 STATE_FILE, ROWS_FILE = "state.safetensors", "rows.safetensors"
-RUN_FREE_FIELDS = {"out", "device", "checkpoint_every_steps", "log_every_steps", "trackers"}
+RUN_FREE_FIELDS = {"out", "device", "divide", "checkpoint_every_steps", "log_every_steps", "trackers"}
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sae.architectures.architecture import Moment
 from sae.architectures.topk import TopK
 from sae.selection import Selection, largest_latents
-from sae.sparse import RaggedCodes
 from sae.step import Parameters
 
 
@@ -23,9 +21,6 @@ class AbsTopK(TopK):
     def strongest(self, pre: Tensor, k: int) -> Selection:
         indices = torch.topk(pre.abs(), k, dim=1, sorted=False).indices
         return Selection(pre.gather(1, indices), indices)
-
-    def choose(self, parameters: Parameters, centred: Tensor, moment: Moment) -> RaggedCodes:
-        return RaggedCodes.of(*largest_latents(centred, parameters["W_enc"], parameters["b_enc"], self.k(moment)))
 
     def encode(self, parameters: Parameters, centred: Tensor) -> Selection:
         if torch.is_grad_enabled():

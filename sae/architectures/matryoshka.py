@@ -19,7 +19,7 @@ from torch import Tensor
 from sae.architectures.architecture import Forward, Moment
 from sae.architectures.batchtopk import BatchTopK
 from sae.config import SAEConfig
-from sae.shares import over_shares, total_variance
+from sae.shares import first_latent, over_latents, over_rows, total_variance
 from sae.sparse import RaggedCodes
 from sae.step import Parameters, StepResult
 
@@ -46,14 +46,15 @@ class Matryoshka(BatchTopK):
     def activate(self, parameters: Parameters, pre: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
         activations, penalty = super().activate(parameters, pre, moment)
         if self._is_ranking(moment):
-            self._energy = over_shares(activations.detach().pow(2).sum(0))
+            self._energy = over_rows(activations.detach().pow(2).sum(0))
         return activations, penalty
 
     def choose(self, parameters: Parameters, centred: Tensor, moment: Moment) -> RaggedCodes:
         codes = super().choose(parameters, centred, moment)
         if self._is_ranking(moment):
             energy = codes.values.new_zeros(self.config.d_sae)
-            self._energy = over_shares(energy.index_add_(0, codes.indices, codes.values.pow(2)))
+            latents = codes.indices + (first_latent() or 0)
+            self._energy = over_latents(over_rows(energy.index_add_(0, latents, codes.values.pow(2))))
         return codes
 
     def observe(self, result: StepResult, moment: Moment) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from sae.architectures.architecture import Moment
 from sae.architectures.standard import Standard, power
 from sae.config import SAEConfig, default
-from sae.shares import over_shares
+from sae.shares import over_rows
 from sae.step import Parameters
 
 
@@ -30,7 +30,7 @@ class PAnneal(Standard):
 
     def penalty(self, written: Tensor, moment: Moment) -> Tensor:
         shaped = power(written, self.exponent(moment))
-        as_l1, as_power = over_shares(torch.stack([written.detach().sum(), shaped.detach().sum()]))
+        as_l1, as_power = over_rows(torch.stack([written.detach().sum(), shaped.detach().sum()]))
         scale = as_l1 / as_power.clamp(min=1e-12)
         return shaped * scale
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sae.architectures.architecture import Architecture, Moment, auxiliary
 from sae.selection import Selection, select, strongest_latents
+from sae.shares import strongest_of_rows
 from sae.sparse import RaggedCodes
 from sae.step import Parameters, StepResult, sparse_step
 
@@ -33,7 +34,9 @@ class TopK(Architecture):
 
     def choose(self, parameters: Parameters, centred: Tensor, moment: Moment) -> RaggedCodes:
         """Returns the codes of a training batch."""
-        return RaggedCodes.of(*strongest_latents(centred, parameters["W_enc"], parameters["b_enc"], self.k(moment)))
+        return strongest_of_rows(
+            centred, parameters["W_enc"], parameters["b_enc"], self.k(moment), is_signed=self.is_signed
+        )
 
     def group_weights(self, moment: Moment, like: Tensor) -> tuple[list[int], Float[Tensor, " groups"] | None]:
         """Returns the nested dictionaries that the loss is a mean over, and their weights."""

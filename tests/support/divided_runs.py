@@ -36,6 +36,17 @@ KINDS: dict[str, dict[str, Any]] = {
     "transcoder": dict(sae=dict(architecture="skip_transcoder", activation="batchtopk", k=6, d_out=20)),
     "crosscoder": dict(sae=dict(architecture="crosscoder", activation="relu", n_sites=2, d_in=16, target_l0=6)),
     "clt": dict(sae=dict(architecture="clt", activation="batchtopk", n_sites=2, d_in=16, k=6)),
+    "latents, topk": dict(sae=dict(architecture="topk", k=6), divide="latents"),
+    "latents, nested": dict(sae=dict(k=6), divide="latents", clip_norm=0.5),
+    "latents, nested early": dict(sae=dict(k=6, nesting_start=0), divide="latents", schedule_free=True),
+    "latents, many dead": dict(
+        sae=dict(architecture="batchtopk", k=2, d_sae=192),
+        divide="latents",
+        auxk_after_tokens=256,
+        dead_after_tokens=512,
+    ),
+    "latents, signed": dict(sae=dict(architecture="abstopk", k=6), divide="latents", ema_decay=0.9),
+    "latents, transcoder": dict(sae=dict(architecture="skip_transcoder", k=6, d_out=20), divide="latents"),
 }
 
 
@@ -65,7 +76,7 @@ def check_world(expected: str) -> None:
 def train_kinds(out: str, world: str, kinds: str) -> None:
     """Trains every kind, each into a folder of its name."""
     check_world(world)
-    for kind in kinds.split(","):
+    for kind in kinds.split(";"):
         wanted = config(kind, Path(out) / kind)
         train(wanted, rows(wanted))
 
@@ -85,6 +96,12 @@ def train_one(out: str, world: str, kind: str, dies_at: str = "") -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     train(wanted, mortal(), resume=True)
+
+
+def train_on_other_rows(out: str) -> None:
+    """Gives every process rows of its own."""
+    wanted = config("topk", out)
+    train(wanted, planted.rows(wanted.total_rows, TRUE, seed=current().rank))
 
 
 def harvest_tiny(out: str, world: str, dies_after: str = "") -> None:
