@@ -142,6 +142,7 @@ class Processes:
         try:
             yield
         except RuntimeError as error:
+            _give_up()
             reason = str(error).strip().splitlines()[0][-120:]
             raise LostProcess(
                 f"another one of {self.world} processes is lost ({reason}), expected all to answer: see what ended it, "
@@ -152,6 +153,7 @@ class Processes:
 
 ALONE = Processes()
 _joined: Processes | None = None
+_is_given_up = False
 
 
 def current() -> Processes:
@@ -235,39 +237,52 @@ def _take_gpu() -> None:
     torch.cuda.set_device(local)
 
 
+def _give_up() -> None:
+    global _is_given_up
+    _is_given_up = True
+
+
 def _leave() -> None:
     from torch import distributed
 
-    if distributed.is_initialized():
+    # an orderly farewell waits for those that are lost
+    if distributed.is_initialized() and not _is_given_up:
         distributed.destroy_process_group()
 
 
 def _stopped(number: int, frame: FrameType | None) -> None:
+    _give_up()
     raise LostProcess(
         f"one of {os.environ['WORLD_SIZE']} processes was told to stop, expected it to go on: another one has ended; "
         "see why, then give the same command again (training: with --resume); any number of processes goes on"
     )
 
 
-def launch(count: int | None, module: str, arguments: Sequence[str]) -> int | None:
-    """Runs `python -m module arguments` in `count` processes of this machine and returns the exit code.
+def launch(count: int | None, module: str, arguments: Sequence[str]) -> bool:
+    """Runs `python -m module arguments` in `count` processes of this machine; says whether it did.
 
-    Returns None where there is nothing to launch: no count, a count of 1, or the processes run already.
+    There is nothing to launch without a count, with a count of 1, or where the processes run already.
 
     Raises:
         ValueError: the processes run already and are not `count`.
+        LostProcess: one of them has failed.
     """
     if count is None:
-        return None
+        return False
     if is_launched():
         if int(os.environ["WORLD_SIZE"]) != count:
             raise ValueError(
                 f"the launcher has started {os.environ['WORLD_SIZE']} processes, --processes says {count}, expected "
                 "one number: leave --processes out"
             )
-        return None
+        return False
     if count == 1:
-        return None
+        return False
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)), **os.environ}
-    return subprocess.run([*launcher, "-m", module, *arguments], env=environment, check=False).returncode
+    if subprocess.run([*launcher, "-m", module, *arguments], env=environment, check=False).returncode:
+        raise LostProcess(
+            f"one of {count} processes has failed, expected all to finish: see its error above, then give the same "
+            "command again (training: with --resume); any number of processes goes on"
+        )
+    return True

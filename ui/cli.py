@@ -83,9 +83,8 @@ def _divide(context: typer.Context, count: int | None) -> None:
     """Goes on in `count` processes, or joins those that a launcher has started."""
     from activations import processes
 
-    code = processes.launch(count, "ui.cli", context.obj)
-    if code is not None:
-        raise typer.Exit(code)
+    if processes.launch(count, "ui.cli", context.obj):
+        raise typer.Exit
     processes.current()
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from ranks import free_port
 
 from activations import processes
 from activations.processes import ALONE, Processes
@@ -60,7 +62,7 @@ def test_half_a_launcher_is_refused(unlaunched: pytest.MonkeyPatch) -> None:
 
 def test_another_count_than_the_launcher_s_is_refused(unlaunched: pytest.MonkeyPatch) -> None:
     unlaunched.setenv("WORLD_SIZE", "2")
-    assert processes.launch(2, "ui.cli", []) is None
+    assert not processes.launch(2, "ui.cli", [])
     with pytest.raises(ValueError, match="has started 2 processes, --processes says 3"):
         processes.launch(3, "ui.cli", [])
 
@@ -83,25 +85,47 @@ SETTINGS = [
     "train.checkpoint_every_steps=5",
     "saes=[{sites: [resid_post.2], name: one, d_sae: 512, k: 8}]",
 ]
-LAUNCHERS = {
-    "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "ui.cli"],
-    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m", "ui.cli"],
-}
+COMMANDS = {"torchrun": ["torch.distributed.run"], "accelerate": ["accelerate.commands.launch"]}
+
+
+def documented(beginning: str, **other: str) -> list[str]:
+    """Returns the line of docs/parallel.md that begins so, for two small processes that harvest."""
+    page = (ROOT / "docs" / "parallel.md").read_text(encoding="utf-8")
+    (line,) = [line for line in page.splitlines() if line.startswith(beginning)]
+    words = [word for word in shlex.split(line, comments=True) if "=" not in word]
+    told = {"8": "2", "train": "harvest", "CONFIG": "demo", "launch": "", **other}
+    words = [told.get(word, word) for word in words]
+    return [sys.executable, "-m", *COMMANDS[words[0]], *(word for word in words[1:] if word)]
 
 
 def environment() -> dict[str, str]:
     return {**os.environ, "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
+def assert_shared(run: Path) -> None:
+    written = {path.name: path.read_text().count("\n") for path in (run / "store").glob("shards-*.jsonl")}
+    assert written == {"shards-00000.jsonl": 3, "shards-00001.jsonl": 3}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_both_launchers_start_two_processes_that_share_the_harvest(tmp_path: Path, launcher: str) -> None:
-    command = [sys.executable, "-m", *LAUNCHERS[launcher], "harvest", "demo", f"out={tmp_path / 'run'}", *SETTINGS]
+@pytest.mark.parametrize("line", ["torchrun --standalone", "ACCELERATE_USE_CPU=true accelerate"])
+def test_the_documented_lines_start_two_processes_that_share_the_harvest(tmp_path: Path, line: str) -> None:
+    command = [*documented(line), f"out={tmp_path / 'run'}", *SETTINGS]
     done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    written = {path.name: path.read_text().count("\n") for path in (tmp_path / "run" / "store").glob("shards-*.jsonl")}
-    assert written == {"shards-00000.jsonl": 3, "shards-00001.jsonl": 3}
+    assert_shared(tmp_path / "run")
     assert done.stdout.count("Store: ") == 1
+
+
+@pytest.mark.slow
+def test_the_documented_lines_for_two_machines_share_the_harvest(tmp_path: Path) -> None:
+    here = {"10.0.0.1": "127.0.0.1", "29500": str(free_port()), "8": "1"}
+    lines = [documented(f"torchrun --nnodes 2 --nproc_per_node 8 --node_rank {node}", **here) for node in (0, 1)]
+    jobs = [
+        subprocess.Popen([*line, f"out={tmp_path / 'run'}", *SETTINGS], env=environment(), cwd=ROOT) for line in lines
+    ]
+    assert [job.wait(timeout=300) for job in jobs] == [0, 0]
+    assert_shared(tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -122,6 +146,7 @@ def test_the_command_itself_starts_processes_and_says_when_one_dies(tmp_path: Pa
     _, said = job.communicate(timeout=300)
     assert job.returncode == 1
     assert "process 0 of 2: another one of 2 processes is lost" in said
+    assert said.strip().splitlines()[-1].startswith("error: one of 2 processes has failed, expected all to finish")
     assert "give the same command again (training: with --resume)" in said
     resumed = subprocess.run([*command, "--resume"], env=environment(), cwd=ROOT, capture_output=True, check=False)
     assert resumed.returncode == 0
