@@ -10,10 +10,9 @@ switches them off.
 
 from __future__ import annotations
 
-import itertools
 import os
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -29,6 +28,7 @@ GROUP = 16
 """Latents of a group, of which the largest is looked at first."""
 FLOAT32_SLACK, BF16_SLACK = 1e-3, 2.0**-8
 """Shares by which bounds on the rounding of float32 sums and of bf16 results are widened."""
+_LOCK = threading.Lock()
 MIN_SHARE = 16
 """Rows or latents below which a second thread does not pay."""
 
@@ -53,7 +53,7 @@ def strongest_in_rows(pre: Float[Tensor, "n d_sae"], k: int, values: Tensor, ind
     from sae import compiled_kernels as kernels
 
     stride = _stride(pre.shape[1], k)
-    _divide(kernels.strongest_in_rows, len(pre), pre.numpy(), k, stride, values.numpy(), indices.numpy())
+    _divide(kernels.divided_strongest_in_rows, len(pre), pre.numpy(), k, stride, values.numpy(), indices.numpy())
 
 
 class Screen:
@@ -81,7 +81,7 @@ class Screen:
         stride = _stride(len(self.W_enc), k)
         for part, bits, rest in self._chunks(rows):
             out = values[part].numpy(), indices[part].numpy()
-            _divide(kernels.screened_in_rows, len(bits), bits, k, stride, *rest, *out)
+            _divide(kernels.divided_screened_in_rows, len(bits), bits, k, stride, *rest, *out)
 
     def above(self, threshold: Tensor, rows: int) -> RaggedCodes:
         """Returns what `entries_above` would, from float32 values; thresholds must exceed `error`."""
@@ -90,7 +90,7 @@ class Screen:
         pieces = _Pieces(len(self.centred), (rows, len(self.W_enc)), np.dtype(np.float32))
         stride, edges = _stride(len(self.W_enc), 1), threshold.reshape(-1).numpy()
         for part, bits, rest in self._chunks(rows):
-            _divide(kernels.screened_above, len(bits), bits, edges, stride, *rest, *pieces.room(part))
+            _divide(kernels.divided_screened_above, len(bits), bits, edges, stride, *rest, *pieces.room(part))
             pieces.take(part)
         return pieces.codes()
 
@@ -146,10 +146,12 @@ def entries_above(chunks: Iterator[tuple[slice, Tensor]], n: int, threshold: Ten
         pre = chunk.numpy()
         pieces = pieces or _Pieces(n, pre.shape, pre.dtype)
         if threshold.ndim:
-            _divide(kernels.entries_above_each, len(pre), pre, threshold.contiguous().numpy(), *pieces.room(part))
+            _divide(
+                kernels.divided_entries_above_each, len(pre), pre, threshold.contiguous().numpy(), *pieces.room(part)
+            )
         else:
             edge, stride = pre.dtype.type(threshold.item()), _stride(pre.shape[1], 1)
-            _divide(kernels.entries_above, len(pre), pre, edge, stride, *pieces.room(part))
+            _divide(kernels.divided_entries_above, len(pre), pre, edge, stride, *pieces.room(part))
         pieces.take(part)
     assert pieces is not None
     return pieces.codes()
@@ -187,7 +189,7 @@ def row_pass(
     errors, dvalues = torch.empty_like(target, memory_format=torch.contiguous_format), np.empty_like(values)
     rows: tuple[Any, ...] = (starts, indices, values, places, W_dec.numpy(), target.contiguous().numpy())
     rows += (scales.numpy(), is_signed, errors.numpy(), suffix.numpy(), squared.numpy(), dvalues)
-    _divide(kernels.decode_backward, n, *rows)
+    _divide(kernels.divided_decode_backward, n, *rows)
 
     latent_starts, by_latent = np.zeros(d_sae + 1, np.int64), np.empty((2, len(indices)), np.int64)
     kernels.order_by_latent(starts, indices, latent_starts, by_latent[0], by_latent[1])
@@ -195,7 +197,7 @@ def row_pass(
     gradients = {name: target.new_empty(shape) for name, shape in shapes.items()}
     sums: tuple[Any, ...] = (latent_starts, by_latent[0], by_latent[1], values, dvalues, places, suffix.numpy())
     sums += (centred.contiguous().numpy(), *(gradient.numpy() for gradient in gradients.values()))
-    _divide(kernels.latent_gradients, d_sae, *sums)
+    _divide(kernels.divided_latent_gradients, d_sae, *sums)
     return RowPass(errors, squared.sum(0), suffix[0], gradients)
 
 
@@ -208,15 +210,7 @@ def _stride(d_sae: int, k: int) -> int:
 
 
 def _divide(loop: Callable[..., None], n: int, *arguments: Any) -> None:
-    """Calls loop(first, last, …) on all of range(n), divided among threads; the loops release the interpreter."""
+    """Runs a loop on all of range(n) in as many threads as torch uses, one caller at a time."""
     threads = max(1, min(torch.get_num_threads(), n // MIN_SHARE))
-    edges = [n * share // threads for share in range(threads + 1)]
-    others = [_pool().submit(loop, first, last, *arguments) for first, last in itertools.pairwise(edges[1:])]
-    loop(edges[0], edges[1], *arguments)
-    for other in others:
-        other.result()
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="glassbox-rows")
+    with _LOCK:  # not every threading layer of numba lets two callers in
+        loop(threads, n, *arguments)

@@ -10,8 +10,10 @@ from __future__ import annotations
 from typing import no_type_check
 
 import numpy as np
-from numba import njit
+from numba import njit, prange
 
+CARRIED_SLACK = 0.07
+"""By how much less than a row's k-th largest value the next row is searched from."""
 FAST = {"reassoc", "contract", "nsz"}
 
 
@@ -49,8 +51,9 @@ def group_maxima(row, stride, maxima):
     for j in range(stride):
         maxima[j] = row[j]
     for start in range(stride, d_sae, stride):
-        for j in range(min(stride, d_sae - start)):
-            value = row[start + j]
+        part = row[start : min(start + stride, d_sae)]  # an index that cannot be negative: the loop is vectorised
+        for j in range(len(part)):
+            value = part[j]
             maxima[j] = value if value > maxima[j] else maxima[j]
 
 
@@ -63,12 +66,17 @@ def strongest_in_rows(first, last, pre, k, stride, values, indices):
     d_sae = pre.shape[1]
     maxima, sorted_maxima = np.empty(stride, pre.dtype), np.empty(stride, pre.dtype)
     found, scratch, places = np.empty(d_sae, pre.dtype), np.empty(d_sae, pre.dtype), np.empty(d_sae, np.int64)
+    floor = pre.dtype.type(0)
     for r in range(first, last):
         row = pre[r]
         group_maxima(row, stride, maxima)
+        passing = 0
         for j in range(stride):
-            sorted_maxima[j] = maxima[j]
-        floor = kth_largest(sorted_maxima, stride, k)
+            passing += maxima[j] >= floor
+        if not k <= passing <= 2 * k:  # the last row's floor does not serve here
+            for j in range(stride):
+                sorted_maxima[j] = maxima[j]
+            floor = kth_largest(sorted_maxima, stride, k)
         n = 0
         for j in range(stride):
             if maxima[j] >= floor:
@@ -76,17 +84,18 @@ def strongest_in_rows(first, last, pre, k, stride, values, indices):
                     if row[i] >= floor:
                         found[n], places[n] = row[i], i
                         n += 1
-        keep_strongest(n, k, found, places, scratch, values[r], indices[r])
+        smallest = keep_strongest(n, k, found, places, scratch, values[r], indices[r])
+        floor = smallest - CARRIED_SLACK * abs(smallest)
 
 
 @no_type_check
 @njit(nogil=True, cache=True)
 def keep_strongest(n, k, found, places, scratch, values, indices):
-    """Writes the k largest of n values, clipped at zero, and their places."""
+    """Writes the k largest of n values, clipped at zero, and their places; returns the smallest of them."""
     if n < k:  # comparisons fail on what is not a number: hand it on, so that the loss shows it
         for c in range(k):
             values[c], indices[c] = np.nan, c
-        return
+        return found.dtype.type(0)
     for c in range(n):
         scratch[c] = found[c]
     smallest = kth_largest(scratch, n, k)
@@ -99,6 +108,7 @@ def keep_strongest(n, k, found, places, scratch, values, indices):
         if kept < k and found[c] == smallest:
             values[kept], indices[kept] = max(found[c], 0), places[c]
             kept += 1
+    return smallest
 
 
 @no_type_check
@@ -318,3 +328,123 @@ def latent_gradients(
                     grad_enc[j] += dvalue * x[j]
                 bias += dvalue
         db_enc[i] = bias
+
+
+# Each loop on all of its rows or latents, divided among threads: those of OpenMP, which torch uses too.
+
+
+@no_type_check
+@njit(nogil=True, cache=True, parallel=True)
+def divided_strongest_in_rows(threads, count, pre, k, stride, values, indices):
+    for share in prange(threads):
+        strongest_in_rows(count * share // threads, count * (share + 1) // threads, pre, k, stride, values, indices)
+
+
+@no_type_check
+@njit(nogil=True, cache=True, parallel=True)
+def divided_screened_in_rows(threads, count, bits, k, stride, numbers, error, slack, x, W, b, values, indices):
+    for share in prange(threads):
+        screened_in_rows(
+            count * share // threads,
+            count * (share + 1) // threads,
+            bits,
+            k,
+            stride,
+            numbers,
+            error,
+            slack,
+            x,
+            W,
+            b,
+            values,
+            indices,
+        )
+
+
+@no_type_check
+@njit(nogil=True, cache=True, parallel=True)
+def divided_screened_above(
+    threads, count, bits, thresholds, stride, numbers, error, slack, x, W, b, values, indices, counts
+):
+    for share in prange(threads):
+        screened_above(
+            count * share // threads,
+            count * (share + 1) // threads,
+            bits,
+            thresholds,
+            stride,
+            numbers,
+            error,
+            slack,
+            x,
+            W,
+            b,
+            values,
+            indices,
+            counts,
+        )
+
+
+@no_type_check
+@njit(nogil=True, cache=True, parallel=True)
+def divided_entries_above(threads, count, pre, threshold, stride, values, indices, counts):
+    for share in prange(threads):
+        entries_above(
+            count * share // threads, count * (share + 1) // threads, pre, threshold, stride, values, indices, counts
+        )
+
+
+@no_type_check
+@njit(nogil=True, cache=True, parallel=True)
+def divided_entries_above_each(threads, count, pre, thresholds, values, indices, counts):
+    for share in prange(threads):
+        entries_above_each(
+            count * share // threads, count * (share + 1) // threads, pre, thresholds, values, indices, counts
+        )
+
+
+@no_type_check
+@njit(nogil=True, cache=True, parallel=True)
+def divided_decode_backward(
+    threads, count, starts, indices, values, blocks, W_dec, target, scales, is_signed, errors, suffix, squared, dvalues
+):
+    for share in prange(threads):
+        decode_backward(
+            count * share // threads,
+            count * (share + 1) // threads,
+            starts,
+            indices,
+            values,
+            blocks,
+            W_dec,
+            target,
+            scales,
+            is_signed,
+            errors,
+            suffix,
+            squared,
+            dvalues,
+        )
+
+
+@no_type_check
+@njit(nogil=True, cache=True, parallel=True)
+def divided_latent_gradients(
+    threads, count, latent_starts, rows, places, values, dvalues, blocks, suffix, centred, dW_enc, dW_dec, db_enc
+):
+    for share in prange(threads):
+        latent_gradients(
+            count * share // threads,
+            count * (share + 1) // threads,
+            latent_starts,
+            rows,
+            places,
+            values,
+            dvalues,
+            blocks,
+            suffix,
+            centred,
+            dW_enc,
+            dW_dec,
+            db_enc,
+        )

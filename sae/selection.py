@@ -23,7 +23,8 @@ from torch import Tensor
 from sae import compiled
 from sae.sparse import RaggedCodes
 
-CHUNK_BYTES = {"cpu": 2 << 20}  # elsewhere 256 MB: a GPU wants large products
+CHUNK_BYTES = {"cpu": 8 << 20}  # elsewhere 256 MB: a GPU wants large products
+CHUNK_MIN_ROWS = 512  # every product packs W_enc anew: with fewer rows that costs as much as it saves in the cache
 SCREEN_MIN_LATENTS = 1024
 SAMPLED_ROWS = 128  # of a batch, to guess BatchTopK's threshold from
 SAMPLED_SURPLUS = 1.3  # candidates aimed at, as a multiple of what is kept
@@ -85,7 +86,7 @@ def _chunks(centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[tuple[sli
 
 
 def _chunk_rows(device: str, row_bytes: int) -> int:
-    return max(64, CHUNK_BYTES.get(device, 256 << 20) // row_bytes)
+    return max(CHUNK_MIN_ROWS, CHUNK_BYTES.get(device, 256 << 20) // row_bytes)
 
 
 def _is_screened(centred: Tensor, d_sae: int, screen: bool | None) -> bool:

@@ -129,8 +129,12 @@ def total_variance(y: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     loss stays finite.
     """
     limits = torch.finfo(y.dtype)
-    about_mean, about_zero = over_rows(torch.stack([(y - batch_mean(y)).pow(2).sum(), y.pow(2).sum()]))
+    about_mean, about_zero = over_rows(torch.stack([_squares(y - batch_mean(y)), _squares(y)]))
     return torch.maximum(about_mean, limits.eps * about_zero + limits.tiny)
+
+
+def _squares(y: Tensor) -> Float[Tensor, ""]:
+    return torch.linalg.vector_norm(y).square()
 
 
 @torch.no_grad()

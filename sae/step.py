@@ -33,6 +33,9 @@ from sae.row_pass import row_pass
 from sae.shares import batch_rows, first_latent, over_latents, strongest_of_rows, total_variance
 from sae.sparse import RaggedCodes
 
+DENSE_DEAD_LATENTS = 8
+"""AuxK's products are dense while dead latents are at most so many times those that a row uses."""
+
 Parameters = Mapping[str, Tensor]
 """Weights of an SAE in training, or their gradients, by name; row i of `W_enc` and `W_dec` is latent i."""
 
@@ -146,13 +149,34 @@ def _add_auxk(
 ) -> Tensor:
     """Adds the auxiliary loss's gradients in place and returns its value; works on the dead latents alone."""
     rows = auxiliary.dead.nonzero().squeeze(1)
-    W_enc, W_dec = parameters["W_enc"][rows], parameters["W_dec"][rows]
-    codes = strongest_of_rows(centred, W_enc, parameters["b_enc"][rows], auxiliary.k, is_signed)
+    W_enc, W_dec, b_enc = (parameters[name][rows] for name in ("W_enc", "W_dec", "b_enc"))
     variance = total_variance(error)
-    scales = (-2 * auxiliary.alpha / variance)[None]
-    done = row_pass(codes, W_dec, error, centred, scales, is_signed=is_signed)
-    for name, value in done.latents.items():
+    scale = -2 * auxiliary.alpha / variance
+    if first_latent() is None and len(rows) <= DENSE_DEAD_LATENTS * auxiliary.k:
+        squared_error, added = _dense_revival(W_enc, W_dec, b_enc, centred, error, auxiliary.k, scale, is_signed)
+    else:
+        codes = strongest_of_rows(centred, W_enc, b_enc, auxiliary.k, is_signed)
+        done = row_pass(codes, W_dec, error, centred, scale[None], is_signed=is_signed)
+        squared_error, added = done.by_group[0], done.latents
+    for name, value in added.items():
         gradients[name].index_add_(0, rows, value)
     if subtracts_b_dec:
-        gradients["b_dec"].sub_(over_latents(done.latents["b_enc"] @ W_enc))
-    return auxiliary.alpha * done.by_group[0] / variance
+        gradients["b_dec"].sub_(over_latents(added["b_enc"] @ W_enc))
+    return auxiliary.alpha * squared_error / variance
+
+
+def _dense_revival(
+    W_enc: Tensor, W_dec: Tensor, b_enc: Tensor, centred: Tensor, error: Tensor, k: int, scale: Tensor, is_signed: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Returns the squared error left by the k strongest of a few latents, and their gradients, by dense products."""
+    pre = torch.addmm(b_enc, centred, W_enc.T)
+    takes_part = torch.ones_like(pre, dtype=torch.bool) if is_signed else pre > 0
+    if k < len(W_enc):
+        chosen = torch.topk(pre.abs() if is_signed else pre, k, dim=1, sorted=False).indices
+        takes_part &= torch.zeros_like(takes_part).scatter_(1, chosen, True)
+    values = pre * takes_part
+    missing = error - values @ W_dec
+    grad = missing * scale
+    dvalues = (grad @ W_dec.T) * takes_part
+    gradients = {"W_enc": dvalues.T @ centred, "W_dec": values.T @ grad, "b_enc": dvalues.sum(0)}
+    return missing.pow(2).sum(), gradients

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae import SAEConfig, selection, sparse
+from sae import SAEConfig, selection, sparse, step
 from sae.architectures import Architecture, Moment, architecture_of
 from sae.compiled import is_compiled
 from sae.row_pass import row_pass
@@ -92,6 +92,15 @@ def test_loss_and_gradients_equal_autograd_in_float64(name: str, kind: str) -> N
     assert torch.equal(result.fired, expected.fired)
 
 
+@pytest.mark.parametrize("kind", ["topk", "matryoshka_batchtopk", "abstopk"])
+@pytest.mark.parametrize("name", ["few dead", "many dead", "dead without a positive value"])
+def test_many_dead_latents_are_revived_by_sparse_products(
+    name: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "DENSE_DEAD_LATENTS", 0)
+    test_loss_and_gradients_equal_autograd_in_float64(name, kind)
+
+
 def test_of_latents_that_tie_one_is_taken() -> None:
     architecture, parameters, x, y, moment = setting("topk", CASES["plain"])
     for name in ("W_enc", "W_dec", "b_enc"):  # every latent occurs twice
@@ -157,7 +166,8 @@ def test_select_keeps_the_largest_and_clips_at_zero() -> None:
 
 @pytest.mark.parametrize("n", [1, 63, 64, 65, 200])
 def test_selection_in_chunks_equals_selection_at_once(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(selection.CHUNK_BYTES, "cpu", 1)  # the smallest chunk: 64 rows
+    monkeypatch.setitem(selection.CHUNK_BYTES, "cpu", 1)
+    monkeypatch.setattr(selection, "CHUNK_MIN_ROWS", 64)
     centred, W, b = torch.randn(n, 7), torch.randn(30, 7), torch.randn(30)
     values, indices = strongest_latents(centred, W, b, 5)
     expected = select(centred @ W.T + b, 5)
@@ -169,6 +179,7 @@ def test_selection_in_chunks_equals_selection_at_once(n: int, monkeypatch: pytes
 @pytest.mark.parametrize("n", [1, 64, 65, 700])
 def test_the_strongest_of_a_batch_are_the_largest_of_all(n: int, shift: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(selection.CHUNK_BYTES, "cpu", 1)
+    monkeypatch.setattr(selection, "CHUNK_MIN_ROWS", 64)
     torch.manual_seed(n)
     centred, W, b = torch.randn(n, 7), torch.randn(30, 7), torch.randn(30) + shift
     centred[: n // 2] *= 10  # rows differ: the sampled ones mislead
