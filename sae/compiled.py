@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -34,8 +35,20 @@ MIN_SHARE = 16
 
 
 @cache
-def _is_installed() -> bool:
-    return find_spec("numba") is not None
+def _is_loaded() -> bool:
+    """Says whether the loops are there: numba is installed, and has a folder to keep them in."""
+    if find_spec("numba") is None:
+        return False
+    try:
+        import sae.compiled_kernels  # noqa: F401
+    except RuntimeError as error:
+        warnings.warn(
+            f"numba keeps no compiled loops here ({error}), so torch's slower sparse products are used: set "
+            "NUMBA_CACHE_DIR to a folder that can be written",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def is_compiled(tensor: Tensor) -> bool:
@@ -44,7 +57,7 @@ def is_compiled(tensor: Tensor) -> bool:
         tensor.device.type == "cpu"
         and tensor.dtype in (torch.float32, torch.float64)
         and os.environ.get("GLASSBOX_COMPILED") != "0"
-        and _is_installed()
+        and _is_loaded()
     )
 
 

@@ -5,6 +5,10 @@ Every test runs twice: with the loops that numba compiles, and with torch's spar
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -224,6 +228,22 @@ def test_the_loops_give_the_same_bits_on_any_number_of_threads(implementation: s
     for other in given[1:]:
         assert torch.equal(other.errors, given[0].errors)
         assert all(torch.equal(value, given[0].latents[name]) for name, value in other.latents.items())
+
+
+def test_where_numba_can_keep_nothing_products_take_over_and_say_so() -> None:
+    program = """
+import numba.core.caching as caching, torch, warnings
+caching.CacheImpl._locator_classes = []
+from sae.compiled import is_compiled
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    assert not is_compiled(torch.zeros(1))
+assert "set NUMBA_CACHE_DIR" in str(caught[-1].message), caught
+"""
+    root = Path(step.__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root), "GLASSBOX_COMPILED": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_weight_that_is_not_a_number_shows_in_the_loss() -> None:
