@@ -1,4 +1,4 @@
-"""What every benchmark shares: interleaved timing, and a record of device, versions and commit beside the figures."""
+"""What every benchmark shares: interleaved timing, and lines of figures with device, versions and commit."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +60,38 @@ def environment() -> dict[str, Any]:
         else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "triton": version("triton") if find_spec("triton") else None,
         "python": platform.python_version(),
         "commit": commit.stdout.strip(),
     }
 
 
+class Records:
+    """Figures of one benchmark, a line each, printed and (with `write`) kept as soon as they are known.
+
+    They go to `benchmarks/results/<name>_cpu.jsonl` (or _gpu), in place of those of the last run.
+    """
+
+    def __init__(self, name: str, write: bool) -> None:
+        self._shared = {"benchmark": name, **environment()}
+        self._path = RESULTS / f"{name}_{'gpu' if torch.cuda.is_available() else 'cpu'}.jsonl" if write else None
+        if self._path is not None:
+            self._path.parent.mkdir(exist_ok=True)
+            self._path.write_text("", encoding="utf-8")
+
+    def add(self, kind: str, **figures: Any) -> None:
+        """Prints and keeps one line."""
+        line = json.dumps({**self._shared, "kind": kind, **figures})
+        print(json.dumps({"kind": kind, **figures}), flush=True)
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+
 def finish(name: str, figures: dict[str, Any], write: bool) -> None:
-    """Prints the figures as JSON and, when asked, keeps them under `benchmarks/results/`."""
-    record = {"benchmark": name, **environment(), **figures}
-    text = json.dumps(record, indent=2)
-    print(text)
-    if write:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}_{'gpu' if torch.cuda.is_available() else 'cpu'}.json").write_text(text + "\n")
+    """Prints the figures and, when asked, keeps them: a line for each of a list of `cases`, else one."""
+    records = Records(name, write)
+    figures = dict(figures)
+    cases = figures.pop("cases") if isinstance(figures.get("cases"), list) else [{}]
+    for case in cases:
+        records.add("case", **figures, **case)

@@ -20,6 +20,8 @@ Activation = Literal["relu", "topk", "batchtopk", "jumprelu"]
 Normalization = Literal["none", "expected_average_only_in", "constant_norm_rescale", "layer_norm"]
 Penalty = Literal["l1", "lp", "tanh", "step"]
 OptimizerName = Literal["adam", "muon", "signum"]
+MomentsName = Literal["float32", "bfloat16", "int8"]
+ComputeName = Literal["float32", "bfloat16", "fp8"]
 
 _MECHANISMS = {"relu": "standard", "topk": "topk", "batchtopk": "batchtopk", "jumprelu": "jumprelu"}
 _PENALTIES = {"standard": ("l1", "lp", "tanh"), "p_anneal": ("lp",), "gated": ("l1",), "jumprelu": ("step", "tanh")}
@@ -298,6 +300,12 @@ class TrainSettings:
     """Decay of the first moment (of the momentum in muon and signum)."""
     beta2: float = 0.999
     """Adam's decay of the second moment."""
+    moments: MomentsName = "float32"
+    """How Adam's moments of the matrices are held on a GPU: float32, bfloat16 or int8 (two scales for each latent);
+    small ones are rounded at random. Only in the fused step: top-k family, Adam, unclipped, one process."""
+    compute_dtype: ComputeName = "float32"
+    """What products and gathers read on a GPU, in the same fused step: float32, bfloat16 (weights and moments stay
+    float32), or fp8 for the encoder product and bfloat16 for the rest."""
     clip_norm: float | None = None
     """Largest norm of the whole gradient; none leaves it as it is."""
     ema_decay: float | None = None

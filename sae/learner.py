@@ -2,7 +2,8 @@
 
 1. The first batch sets the input scale, `b_dec`, and whatever else its architecture calibrates.
 2. Each step: loss and gradients by the architecture (`sae.architectures`), decoder gradients projected off the unit
-   sphere's normal, the optimiser, decoder renormalised, counters of silent latents.
+   sphere's normal, the optimiser, decoder renormalised, counters of silent latents. On a GPU the top-k family takes
+   all of it at once (`sae.fused`).
 3. `finished_sae` folds the scale into the weights: the SAE reads and writes raw rows.
 """
 
@@ -17,8 +18,11 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from sae import fused
 from sae.architectures import Architecture, Moment, architecture_of
+from sae.architectures.topk import TopK
 from sae.config import TrainConfig
+from sae.kernels.dispatch import is_fused
 from sae.model import SAE, finished_config, normalized
 from sae.optimizers import Optimizer
 from sae.step import StepResult
@@ -87,17 +91,24 @@ class Learner:
         self.architecture.to(device)
         initial = self._own(self.architecture.initial(torch.Generator().manual_seed(_stream_seed(config.seed))))
         self.parameters = {name: value.to(device) for name, value in initial.items()}
-        self.optimizer = self._new_optimizer()
         sae = config.sae
         self.scale_in = torch.ones(sae.d_in * sae.n_sites, device=device)
         self.scale_out = torch.ones(sae.output_width * sae.n_sites, device=device)
         self.silent_rows = torch.zeros(len(self.parameters["W_dec"]), dtype=torch.int64, device=device)
+        self._window = torch.zeros(4, dtype=torch.float64, device=device)
+        self._window_steps = 0
+        self.optimizer = self._new_optimizer()
+        self._room = fused.DeadRoom(config) if is_fused(self.scale_in[None], self.scale_out[None]) else None
         self.average = {n: v.clone() for n, v in self.parameters.items()} if config.ema_decay is not None else None
         self._resample_steps = {round(point * config.steps) for point in config.resample_fracs}
-        self._clear_window()
 
-    def _new_optimizer(self) -> Optimizer:
-        return Optimizer(self.config, self.parameters, self.architecture.constrain)
+    def _new_optimizer(self) -> Optimizer | fused.FusedTraining:
+        trouble = fused.trouble(self.config, self.device, self.objective is not None)
+        fused.require(self.config, self.device, trouble)
+        if trouble:
+            return Optimizer(self.config, self.parameters, self.architecture.constrain)
+        assert isinstance(self.architecture, TopK)
+        return fused.FusedTraining(self.config, self.architecture, self.parameters, self.silent_rows, self._count)
 
     def _own(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Returns what this process trains of the weights: all."""
@@ -107,10 +118,6 @@ class Learner:
         """Returns all weights of what this process trains a part of: the same."""
         return dict(tensors)
 
-    def _clear_window(self) -> None:
-        self._window = torch.zeros(4, dtype=torch.float64, device=self.device)
-        self._window_steps = 0
-
     def take(self, batch: Mapping[str, Tensor]) -> None:
         """Trains on one batch of raw rows by site."""
         if self.step == 0:
@@ -118,18 +125,27 @@ class Learner:
         if self.objective is None and self.step in self._resample_steps:
             self._resample(*self._scaled(batch))
         moment = self._moment()
-        result = self._pass(batch, moment)
-        self._apply(result, moment)
+        if isinstance(self.optimizer, fused.FusedTraining):
+            lr = self.config.peak_lr * rate(self.config, self.step)
+            result = self.optimizer.take(*self._scaled(batch), moment, lr)
+        else:
+            result = self._pass(batch, moment)
+            self._apply(self.optimizer, result, moment)
+            self._count(result)
+        self._follow()
         self.architecture.observe(result, moment)
-        self.silent_rows += self.config.batch_rows
-        self.silent_rows[result.fired] = 0
-        self._window += torch.stack([result.loss, result.squared_error, result.variance, result.l0]).double()
         self._window_steps += 1
         self.step += 1
 
+    def _count(self, result: StepResult) -> None:
+        """Adds a step to the counters, in place."""
+        self.silent_rows.copy_(torch.where(result.fired, 0, self.silent_rows + self.config.batch_rows))
+        self._window += torch.stack([result.loss, result.squared_error, result.variance, result.l0]).double()
+
     def _moment(self) -> Moment:
         config = self.config
-        return Moment(self.step, config.steps, dead=self.silent_rows >= config.auxk_after_rows)
+        room = None if self._room is None else self._room.at(self.step, self.silent_rows)
+        return Moment(self.step, config.steps, dead=self.silent_rows >= config.auxk_after_rows, room=room)
 
     def _pass(self, batch: Mapping[str, Tensor], moment: Moment) -> StepResult:
         """Returns loss and gradients of a batch."""
@@ -174,17 +190,21 @@ class Learner:
             self.architecture.constrain(self.parameters)
         self.optimizer.restart()
 
-    def _apply(self, result: StepResult, moment: Moment) -> None:
+    def _apply(self, optimizer: Optimizer, result: StepResult, moment: Moment) -> None:
         config, gradients = self.config, result.gradients
         self.architecture.project(self.parameters, gradients, moment)
         if config.clip_norm is not None:
             norm = self._norm(gradients)
             for gradient in gradients.values():
                 gradient.mul_((config.clip_norm / norm).clamp(max=1.0))
-        self.optimizer.step(gradients, config.peak_lr * rate(config, self.step))
-        if self.average is not None and config.ema_decay is not None:
+        optimizer.step(gradients, config.peak_lr * rate(config, self.step))
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Moves the average of the weights towards them."""
+        if self.average is not None and self.config.ema_decay is not None:
             # a plain mean at first, so that the random start is forgotten
-            keep = min(config.ema_decay, self.step / (self.step + 1))
+            keep = min(self.config.ema_decay, self.step / (self.step + 1))
             for name, mean in self.average.items():
                 mean.lerp_(self.parameters[name], 1 - keep)
 
@@ -246,7 +266,8 @@ class Learner:
             time_s=round(time_s, 3),
             rows_per_s=round(rows_done / max(time_s, 1e-9), 1),
         )
-        self._clear_window()
+        self._window.zero_()
+        self._window_steps = 0
         return metrics
 
     def state(self) -> dict[str, Tensor]:
@@ -256,6 +277,7 @@ class Learner:
         tensors |= {f"architecture/{name}": value for name, value in self.architecture.buffers.items()}
         tensors |= {f"average/{name}": value for name, value in (self.average or {}).items()}
         tensors |= {"scale_in": self.scale_in, "scale_out": self.scale_out, "silent_rows": self.silent_rows}
+        tensors |= {} if self._room is None else {"room": self._room.state()}
         return {name: value.detach().cpu() for name, value in tensors.items()} | {"step": torch.tensor(self.step)}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -274,7 +296,9 @@ class Learner:
             self.average[name].copy_(value)
         self.step = int(tensors["step"])
         self.scale_in, self.scale_out = tensors["scale_in"].to(self.device), tensors["scale_out"].to(self.device)
-        self.silent_rows = tensors["silent_rows"].to(self.device)
+        self.silent_rows.copy_(tensors["silent_rows"])
+        if self._room is not None and "room" in tensors:
+            self._room.restore(tensors["room"])
 
     @torch.no_grad()
     def finished_sae(self) -> SAE:

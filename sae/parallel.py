@@ -22,6 +22,7 @@ from torch import Tensor
 from activations.processes import Processes
 from sae.architectures import Moment
 from sae.config import TrainConfig
+from sae.fused import require
 from sae.learner import Learner
 from sae.model import SAE
 from sae.optimizers import Optimizer
@@ -50,6 +51,7 @@ class _Divided(Learner):
 
     def _new_optimizer(self) -> Optimizer:
         # gradients are summed over processes before weights move: no step that moves them on the way
+        require(self.config, self.device, "several processes share their gradients")
         return Optimizer(self.config, self.parameters, self.architecture.constrain)
 
     def take(self, batch: Mapping[str, Tensor]) -> None:

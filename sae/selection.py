@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae import compiled
+from sae.kernels.dispatch import is_fused
 from sae.sparse import RaggedCodes
 
 CHUNK_BYTES = {"cpu": 8 << 20}  # elsewhere 256 MB: a GPU wants large products
@@ -61,6 +62,10 @@ def strongest_latents(
     screen: bool | None = None,
 ) -> Selection:
     """Returns `select(centred W_encᵀ + b_enc, k)`; `screen` overrides the choice of the bf16 screen."""
+    if is_fused(centred, centred):
+        from sae.kernels import encode
+
+        return encode.strongest(centred, W_enc, b_enc, k)
     n, d_sae = len(centred), len(W_enc)
     values = centred.new_empty(n, k)
     indices = torch.empty(n, k, dtype=torch.int64, device=centred.device)
@@ -101,6 +106,10 @@ def largest_latents(
     centred: Float[Tensor, "n d_in"], W_enc: Float[Tensor, "d_sae d_in"], b_enc: Float[Tensor, " d_sae"], k: int
 ) -> Selection:
     """Returns the `k` pre-activations of largest absolute value of every row, with their signs."""
+    if is_fused(centred, centred):
+        from sae.kernels import encode
+
+        return encode.strongest(centred, W_enc, b_enc, k, is_signed=True)
     values = centred.new_empty(len(centred), k)
     indices = torch.empty(len(centred), k, dtype=torch.int64, device=centred.device)
     for part, chunk in _chunks(centred, W_enc, b_enc):
@@ -158,8 +167,12 @@ def strongest_of_batch(
     A guessed threshold leaves a little more than `count` candidates, of which the largest are kept. It is `guess` (say,
     a little less than the last batch's), and where that leaves too few, it is found from some of the rows; where that
     leaves too few, all positive ones are candidates: the result does not depend on it. Of ties at the smallest kept
-    value those in the first rows are kept.
+    value those in the first rows are kept. On a GPU places to spare hold value 0.
     """
+    if is_fused(centred, centred):
+        from sae.kernels import encode
+
+        return encode.strongest_of_batch(centred, W_enc, b_enc, count).codes
     n = len(centred)
     if guess is not None:
         candidates = latents_above(centred, W_enc, b_enc, guess.clamp(min=0))

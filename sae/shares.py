@@ -188,7 +188,9 @@ def strongest_of_batch(
     sharing = _sharing.get()
     if sharing is None:
         codes = selection.strongest_of_batch(centred, W_enc, b_enc, count, guess)
-        return Chosen(codes, codes.values.min() if len(codes.values) else None)
+        # places to spare hold 0; infinity says that all are spare
+        kept = torch.where(codes.values > 0, codes.values, torch.inf)
+        return Chosen(codes, kept.min() if len(kept) else None)
     tried = min(count, math.ceil(SURPLUS * count / sharing.sharers.world) + SPARE)
     while True:
         codes = _without_spare(selection.strongest_of_batch(centred, W_enc, b_enc, tried, guess))

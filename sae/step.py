@@ -64,6 +64,8 @@ class Auxiliary(NamedTuple):
     dead: Bool[Tensor, " d_sae"]
     k: int
     alpha: float
+    capacity: int | None = None
+    """On a GPU, room for so many dead latents, or more than there are (0: none are); None is room for all."""
 
 
 @torch.no_grad()
@@ -88,7 +90,6 @@ def sparse_step(
     if is_fused(x, y) and first_latent() is None:
         from sae.kernels.step import fused_step
 
-        n_dead = 0 if auxiliary is None else int(auxiliary.dead.sum())
         return fused_step(
             parameters,
             x,
@@ -99,8 +100,7 @@ def sparse_step(
             widths=widths,
             weights=weights,
             ranks=ranks,
-            auxiliary=auxiliary if n_dead else None,
-            dead_capacity=n_dead or None,
+            auxiliary=auxiliary,
         )
     W_enc, W_dec, b_dec = parameters["W_enc"], parameters["W_dec"], parameters["b_dec"]
     groups = max(1, len(widths))

@@ -49,6 +49,8 @@ class Moment(NamedTuple):
     steps: int
     dead: Bool[Tensor, " d_sae"] | None = None
     """Latents that the auxiliary loss takes up: silent for `TrainConfig.auxk_after_rows`."""
+    room: int | None = None
+    """On a GPU, room for that many of them (`sae.fused.DeadRoom`)."""
 
     @property
     def progress(self) -> float:
@@ -74,6 +76,8 @@ class Architecture:
     def __init__(self, config: SAEConfig) -> None:
         self.config = config
         self.buffers: dict[str, Tensor] = {}
+        self.noted: dict[str, Tensor] = {}
+        """What a pass leaves for `observe`."""
         if config.l0_goal is not None:
             start = default(config.sparsity_coefficient, INITIAL_COEFFICIENT)
             goal = torch.tensor(float(config.l0_goal))
@@ -298,7 +302,7 @@ def geometric_median(rows: Float[Tensor, "n d"], iterations: int = 100) -> Float
 
 def auxiliary(config: SAEConfig, moment: Moment) -> Auxiliary | None:
     """Returns the auxiliary loss of a hand-written step."""
-    return None if moment.dead is None else Auxiliary(moment.dead, config.auxk_latents, config.auxk_alpha)
+    return None if moment.dead is None else Auxiliary(moment.dead, config.auxk_latents, config.auxk_alpha, moment.room)
 
 
 def strongest_entries(activations: Float[Tensor, "n d_sae"]) -> Selection:

@@ -29,25 +29,28 @@ class BatchTopK(TopK):
     def __init__(self, config: SAEConfig) -> None:
         super().__init__(config)
         self.buffers["threshold"] = torch.zeros(())
-        self._kept: Tensor | None = None
 
     def activate(self, parameters: Parameters, pre: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
         smallest = smallest_of_largest(pre, self.k(moment)).clamp(min=0)
-        self._kept = smallest
+        self.noted["kept"] = smallest
         return torch.where(pre >= smallest, pre, 0).relu(), pre.new_zeros(())
 
     def choose(self, parameters: Parameters, centred: Tensor, moment: Moment) -> RaggedCodes:
-        guess = None if self._kept is None else self._kept * GUESSED_SHARE
+        kept = None if centred.is_cuda else self.noted.pop("kept", None)  # a captured step must not read another's
+        guess = None if kept is None else kept * GUESSED_SHARE
         chosen = strongest_of_batch(centred, parameters["W_enc"], parameters["b_enc"], self.k(moment), guess)
-        self._kept = chosen.smallest
+        self.noted.pop("kept", None)
+        if chosen.smallest is not None:
+            self.noted["kept"] = chosen.smallest
         return chosen.codes
 
     def observe(self, result: StepResult, moment: Moment) -> None:
         super().observe(result, moment)
-        if self._kept is not None:
+        if "kept" in self.noted:
             # a plain mean at first, then a moving one
             steps = min(moment.step + 1, max(1.0, THRESHOLD_MEMORY_FRAC * moment.steps))
-            self.buffers["threshold"] += (self._kept.float() - self.buffers["threshold"]) / steps
+            kept, threshold = self.noted["kept"].float(), self.buffers["threshold"]
+            threshold += torch.where(kept.isfinite(), kept - threshold, 0) / steps
 
     def finished(self, parameters: Parameters) -> tuple[SAEConfig, dict[str, Tensor]]:
         config = self.config

@@ -19,6 +19,8 @@ from torch import Tensor
 from sae.architectures.architecture import Forward, Moment
 from sae.architectures.batchtopk import BatchTopK
 from sae.config import SAEConfig
+from sae.kernels.latent_order import latent_order
+from sae.kernels.latent_reduce import latent_reduce
 from sae.shares import first_latent, over_latents, over_rows, total_variance
 from sae.sparse import RaggedCodes
 from sae.step import Parameters, StepResult
@@ -34,7 +36,6 @@ class Matryoshka(BatchTopK):
         super().__init__(config)
         if config.nesting_from > 0:
             self.buffers |= {"energy": torch.zeros(config.d_sae), "rank": torch.arange(config.d_sae)}
-        self._energy: Tensor | None = None
 
     def ranks(self) -> Int[Tensor, " d_sae"] | None:
         return self.buffers.get("rank")
@@ -46,23 +47,23 @@ class Matryoshka(BatchTopK):
     def activate(self, parameters: Parameters, pre: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
         activations, penalty = super().activate(parameters, pre, moment)
         if self._is_ranking(moment):
-            self._energy = over_rows(activations.detach().pow(2).sum(0))
+            self.noted["energy"] = over_rows(activations.detach().pow(2).sum(0))
         return activations, penalty
 
     def choose(self, parameters: Parameters, centred: Tensor, moment: Moment) -> RaggedCodes:
         codes = super().choose(parameters, centred, moment)
         if self._is_ranking(moment):
-            energy = codes.values.new_zeros(self.config.d_sae)
             latents = codes.indices + (first_latent() or 0)
-            self._energy = over_latents(over_rows(energy.index_add_(0, latents, codes.values.pow(2))))
+            energy = energies(codes._replace(indices=latents), self.config.d_sae)
+            self.noted["energy"] = over_latents(over_rows(energy))
         return codes
 
     def observe(self, result: StepResult, moment: Moment) -> None:
         super().observe(result, moment)
-        if self._energy is None or not self._is_ranking(moment):
+        if "energy" not in self.noted or not self._is_ranking(moment):
             return
         energy = self.buffers["energy"]
-        energy += (self._energy.to(energy) - energy) / min(ENERGY_MEMORY_STEPS, moment.step + 1)
+        energy += (self.noted["energy"].to(energy) - energy) / min(ENERGY_MEMORY_STEPS, moment.step + 1)
         if not self._is_ranking(moment._replace(step=moment.step + 1)):
             order = energy.argsort(descending=True, stable=True)
             self.buffers["rank"][order] = torch.arange(len(order), device=order.device)
@@ -98,3 +99,12 @@ class Matryoshka(BatchTopK):
             tensors = {name: value[order] if len(value) == len(order) else value for name, value in tensors.items()}
             tensors["b_dec"] = parameters["b_dec"]
         return config, tensors
+
+
+def energies(codes: RaggedCodes, d_sae: int) -> Float[Tensor, " d_sae"]:
+    """Returns Σ f² of every latent, on a GPU in one order of terms on every run."""
+    squares = codes.values.pow(2)
+    if not squares.is_cuda:
+        return squares.new_zeros(d_sae).index_add_(0, codes.indices, squares)
+    rows = squares.new_zeros(codes.n_rows, 1)
+    return latent_reduce(latent_order(codes, d_sae), codes.values, squares, rows, rows).b_enc

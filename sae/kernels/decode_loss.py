@@ -61,14 +61,16 @@ def decode_loss(
     weights: Float[Tensor, " groups"] | None = None,
     *,
     is_signed: bool = False,
+    gradient_dtype: torch.dtype | None = None,
     backend: Backend = "auto",
 ) -> DecodeLoss:
     """Returns errors, losses and gradients of a batch whose codes are chosen.
 
     `codes` has n · groups virtual rows and may have places to spare; `scale`, a scalar on the device, is −2 ∂L/∂‖e‖²;
     `weights` are the shares of nested losses (default: one dictionary of weight 1). With `is_signed` negative codes get
-    gradients too. Sums are in float32 (float64 for float64), results in the dtype of `target`, code gradients in that
-    of the values. Raises `ValueError` for shapes that do not fit.
+    gradients too. Sums are in float32 (float64 for float64), results in the dtype of `target` (the gradient in
+    `gradient_dtype`, where it is given), code gradients in that of the values. Raises `ValueError` for shapes that do
+    not fit.
     """
     n, d = target.shape
     groups = 1 if weights is None else len(weights)
@@ -84,12 +86,14 @@ def decode_loss(
     )
     if weights is None:
         weights = torch.ones(1, dtype=target.dtype, device=target.device)
+    low = target.dtype if gradient_dtype is None else gradient_dtype
     if not uses_triton(backend, target):
-        return reference(codes, W_dec, b_dec, target, scale, weights, is_signed)
+        found = reference(codes, W_dec, b_dec, target, scale, weights, is_signed)
+        return found._replace(gradient=found.gradient.to(low))
     check_width("decode_loss", d)
     from sae.kernels import decode_loss_triton
 
-    return DecodeLoss(*decode_loss_triton.decode_loss(*codes, W_dec, b_dec, target, scale, weights, is_signed))
+    return DecodeLoss(*decode_loss_triton.decode_loss(*codes, W_dec, b_dec, target, scale, weights, is_signed, low))
 
 
 def reference(
@@ -106,9 +110,9 @@ def reference(
     rows = rows_of(codes.starts, len(codes.indices))
     live = rows < codes.n_rows
     rows = rows.clamp(max=codes.n_rows - 1)
-    atoms = W_dec[codes.indices]
+    atoms = W_dec[codes.indices].to(target)
     coded = torch.where(live, codes.values, 0)
-    parts = W_dec.new_zeros(n * groups, d).index_add_(0, rows, coded[:, None] * atoms).view(n, groups, d)
+    parts = target.new_zeros(n * groups, d).index_add_(0, rows, coded[:, None] * atoms).view(n, groups, d)
     up_to = torch.ones(groups, groups).tril().to(parts)
     errors = (target - b_dec)[:, None] - up_to @ parts
     gradient = (up_to.T @ (errors * (weights[:, None] * scale))).reshape(n * groups, d)

@@ -89,12 +89,13 @@ def decode_loss(
     scale: Tensor,
     weights: Tensor,
     is_signed: bool,
+    gradient_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Launches one program a row; returns the fields of `DecodeLoss`."""
     (n, d), groups = target.shape, len(weights)
     wide = torch.promote_types(target.dtype, torch.float32)
     error = torch.empty_like(target)
-    gradient = target.new_empty(n * groups, d)
+    gradient = target.new_empty(n * groups, d, dtype=gradient_dtype)
     squared_error = torch.empty(n, groups, dtype=wide, device=target.device)
     dvalues = torch.zeros_like(values)
     BLOCK_D = next_power(d)

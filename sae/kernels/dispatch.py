@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from typing import Literal
@@ -19,8 +20,23 @@ MAX_WIDTH = 1 << 14
 """Columns of a dense row that one program holds in registers."""
 
 
+_chosen: list[Backend] = []
+
+
+@contextmanager
+def default_backend(backend: Backend) -> Iterator[None]:
+    """Makes `auto` mean `backend` for a while: tests drive whole training steps through the kernels, interpreted."""
+    _chosen.append(backend)
+    try:
+        yield
+    finally:
+        _chosen.pop()
+
+
 def uses_triton(backend: Backend, tensor: Tensor) -> bool:
     """Says whether the kernels run; raises `ValueError` where they are asked for and cannot."""
+    if backend == "auto" and _chosen:
+        backend = _chosen[-1]
     if backend == "reference":
         return False
     interpreted = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
@@ -43,7 +59,11 @@ def is_fused(x: Tensor, y: Tensor) -> bool:
     """Says whether a training step on rows `x` that writes `y` is made of the kernels: not in float64, not for rows
     wider than a program holds, and not where they fail their trial; `sae.sparse` takes those.
     """
-    if not uses_triton("auto", x) or x.dtype == torch.float64 or max(x.shape[1], y.shape[1]) > MAX_WIDTH:
+    if x.dtype == torch.float64 or max(x.shape[1], y.shape[1]) > MAX_WIDTH:
+        return False
+    if _chosen:
+        return True
+    if not uses_triton("auto", x):
         return False
     from sae.kernels.trial import kernels_hold
 

@@ -2,7 +2,7 @@
 
 For every latent, also those without codes (their moments decay, as with dense gradients):
 
-    g = sums of `latent_reduce`                       g_dec ← g_dec − ⟨g_dec, w⟩ w      (unit decoder rows w)
+    g = sums of `latent_reduce` (+ those of `revive`)  g_dec ← g_dec − ⟨g_dec, w⟩ w      (unit decoder rows w)
     m ← m + (1 − β₁)(g − m)                           v ← β₂ v + (1 − β₂) g²
     p ← p − lr / (1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε)     w ← w / ‖w‖
 
@@ -10,8 +10,13 @@ as in `torch.optim.Adam` (Kingma and Ba 2015, arXiv 1412.6980) between `Architec
 `Architecture.constrain`. The gradient of b_dec needs Σ_i ∂b_enc[i] W_enc[i] with weights from before the step; the pass
 that overwrites them returns it.
 
-Moments may be bf16. They are then rounded at random, up with the probability of the part cut off: with β₂ = 0.999 the
-nearest bf16 to a decayed v is v itself, which would never fall.
+Moments of the matrices may be smaller than float32. All are rounded at random, up with the probability of the part cut
+off: with β₂ = 0.999 what is nearest to a decayed v is v itself, which would never fall.
+
+* bf16: m and v.
+* int8: m in 1/127 of its row's largest, √v in 1/255 of its row's largest and never below one such unit, so that no
+  element moves further than its gradients warrant. A row is a latent, its two units are float32 (block-wise moments as
+  in Dettmers et al. 2022, arXiv 2110.02861; the code and the random rounding are ours).
 """
 
 from __future__ import annotations
@@ -25,8 +30,9 @@ from torch import Tensor
 
 from sae.kernels import latent_reduce as reduction
 from sae.kernels.dispatch import Backend, check_shapes, check_width, uses_triton
+from sae.kernels.encode import FP8, FP8_SCALE
 from sae.kernels.latent_order import LatentOrder
-from sae.kernels.latent_reduce import SEGMENT, segments
+from sae.kernels.latent_reduce import SEGMENT, LatentSums, segments
 
 MOVED = ("W_dec", "W_enc", "b_enc")
 
@@ -37,7 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
     "one latent of every row": dict(n=20, d_out=5, d_in=6, d_sae=9, most=2, frequent=3, segment=4, spare=6),
     "decoder rows of any norm": dict(n=8, d_out=5, d_in=6, d_sae=9, most=4, is_unit=False),
     "no codes at all": dict(n=4, d_out=6, d_in=6, d_sae=10, most=0),
-    "nested, with rows of the auxiliary loss": dict(n=6, d_out=5, d_in=7, d_sae=12, most=3, groups=2, extra=True),
+    "nested, with dead latents": dict(n=6, d_out=5, d_in=7, d_sae=12, most=3, groups=2, dead=4),
 }
 
 
@@ -46,11 +52,43 @@ class Moments(NamedTuple):
 
     mean: Tensor
     square: Tensor
+    """In int8 moments uint8, and of the root."""
+    units: Float[Tensor, "rows 2"] | None = None
+    """What a step of each row's int8 moments stands for."""
 
     @classmethod
     def zeros(cls, parameter: Tensor, dtype: torch.dtype | None = None) -> Moments:
         """Returns the moments before the first step."""
-        return cls(torch.zeros_like(parameter, dtype=dtype), torch.zeros_like(parameter, dtype=dtype))
+        if dtype != torch.int8:
+            return cls(torch.zeros_like(parameter, dtype=dtype), torch.zeros_like(parameter, dtype=dtype))
+        units = torch.zeros(len(parameter), 2, dtype=torch.float32, device=parameter.device)
+        return cls(*(torch.zeros_like(parameter, dtype=kind) for kind in (torch.int8, torch.uint8)), units)
+
+    def read(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Returns mean and mean square as numbers."""
+        if self.units is None:
+            return self.mean.to(dtype), self.square.to(dtype)
+        mean, root = (stored.to(dtype) * unit for stored, unit in zip(self[:2], self._columns(dtype), strict=True))
+        return mean, root.square()
+
+    def write(self, mean: Tensor, square: Tensor) -> None:
+        """Stores numbers, rounded at random where there are fewer bits."""
+        if self.units is None:
+            for stored, moment in ((self.mean, mean), (self.square, square)):
+                stored.copy_(moment if stored.dtype != torch.bfloat16 else randomly_rounded(moment))
+            return
+        root = square.sqrt()
+        self.units.copy_(torch.stack([mean.abs().amax(1) / 127, root.amax(1) / 255], dim=1))
+        for stored, moment, unit, least in zip(
+            self[:2], (mean, root), self._columns(mean.dtype), (-127, 1), strict=True
+        ):
+            steps = moment / unit.clamp(min=torch.finfo(torch.float32).tiny)
+            steps = (steps + torch.rand_like(steps)).floor()
+            stored.copy_(steps.clamp(least, 127 if least < 0 else 255))
+
+    def _columns(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        assert self.units is not None
+        return self.units.to(dtype).split(1, dim=1)
 
 
 class Adam(NamedTuple):
@@ -61,6 +99,26 @@ class Adam(NamedTuple):
     epsilon: float = 1e-8
     is_unit: bool = True
     """Decoder rows have norm 1 before and after a step."""
+
+
+class Added(NamedTuple):
+    """Gradients of a few latents that join the sums: those of the auxiliary loss."""
+
+    slots: Int[Tensor, " d_sae"]
+    """Row of each latent in the matrices below; −1 where it has none."""
+    W_dec: Float[Tensor, "listed d_out"]
+    W_enc: Float[Tensor, "listed d_in"]
+    b_enc: Float[Tensor, " listed"]
+
+    def join(self, sums: LatentSums) -> LatentSums:
+        """Returns the sums with these gradients."""
+        at, has = self.slots.clamp(min=0).long(), self.slots >= 0
+        named = {name: torch.where(_wide(has, getattr(self, name)), getattr(self, name)[at], 0) for name in MOVED}
+        return sums._replace(**{name: getattr(sums, name) + value for name, value in named.items()})
+
+
+def _wide(mask: Tensor, like: Tensor) -> Tensor:
+    return mask if like.ndim == 1 else mask[:, None]
 
 
 class Moved(NamedTuple):
@@ -84,6 +142,7 @@ def latent_adam(
     step: Int[Tensor, ""],
     adam: Adam,
     *,
+    added: Added | None = None,
     copies: Mapping[str, Tensor] | None = None,
     groups: int = 1,
     segment: int = SEGMENT,
@@ -92,8 +151,9 @@ def latent_adam(
     """Moves `W_dec`, `W_enc` and `b_enc` of `parameters`, and their moments, by one step, in place.
 
     `step` counts from 1; it and `lr` are scalars on the device, so that a captured graph can be replayed with others.
-    `copies` are bf16 twins of `W_dec` and `W_enc` that the products read; they are rewritten too. The rest is as in
-    `latent_reduce`. Raises `ValueError` for shapes that do not fit.
+    `copies` are bf16 twins of `W_dec` and `W_enc` that the products read, that of `W_enc` possibly in fp8 (times
+    `FP8_SCALE`); they are rewritten too. The rest is as in `latent_reduce`. Raises `ValueError` for shapes that do not
+    fit, and for moments of W_dec and W_enc that are not alike; those of b_enc have its own dtype.
     """
     reduction.check("latent_adam", order, values, dvalues, gradient, centred, groups, segment)
     d_sae = len(order.starts) - 1
@@ -108,14 +168,14 @@ def latent_adam(
                 "copy": ((copies or {}).get(name, parameters[name]), shape),
             },
         )
-    dtypes = {moment.dtype for name in MOVED for moment in moments[name]}
+    dtypes = {moments[name].mean.dtype for name in ("W_dec", "W_enc")}
     if len(dtypes) > 1:
         raise ValueError(
             f"latent_adam got moments of {' and '.join(sorted(map(str, dtypes)))}, expected one dtype: make them alike"
         )
     passed = (order, values, dvalues, gradient, centred)
     if not uses_triton(backend, gradient):
-        return reference(*passed, parameters, moments, lr, step, adam, copies or {}, groups)
+        return reference(*passed, parameters, moments, lr, step, adam, added, copies or {}, groups)
     for width in (gradient.shape[1], centred.shape[1]):
         check_width("latent_adam", width)
     from sae.kernels import latent_adam_triton
@@ -130,6 +190,7 @@ def latent_adam(
             factors(lr, step, adam, gradient.dtype),
             step,
             adam,
+            added,
             copies or {},
             groups,
             segment,
@@ -155,28 +216,44 @@ def reference(
     lr: Tensor,
     step: Tensor,
     adam: Adam,
+    added: Added | None,
     copies: Mapping[str, Tensor],
     groups: int,
 ) -> Moved:
     """The same in plain torch, gradients stored."""
     sums = reduction.reference(order, values, dvalues, gradient, centred, groups)
+    if added is not None:
+        sums = added.join(sums)
     centre = sums.b_enc @ parameters["W_enc"].to(sums.b_enc)
-    size, root = factors(lr, step, adam, gradient.dtype)
+    pace = factors(lr, step, adam, gradient.dtype)
     for name in MOVED:
         parameter, slope = parameters[name], getattr(sums, name)
-        if name == "W_dec" and adam.is_unit:
+        is_unit = name == "W_dec" and adam.is_unit
+        if is_unit:
             slope = slope - (slope * parameter).sum(1, keepdim=True) * parameter
-        mean, square = (moment.to(slope) for moment in moments[name])
-        mean = mean.lerp(slope, 1 - adam.beta1)
-        square = square * adam.beta2 + (1 - adam.beta2) * slope.square()
-        parameter.sub_(size * mean / (square.sqrt() / root + adam.epsilon))
-        if name == "W_dec" and adam.is_unit:
+        move(parameter, slope, moments[name], pace, adam)
+        if is_unit:
             parameter.div_(parameter.norm(dim=1, keepdim=True).clamp(min=1e-12))
-        for stored, moment in zip(moments[name], (mean, square), strict=True):
-            stored.copy_(moment if stored.dtype != torch.bfloat16 else randomly_rounded(moment))
         if name in copies:
-            copies[name].copy_(parameter)
+            copy_into(copies[name], parameter)
     return Moved(centre, sums.fired)
+
+
+def move(parameter: Tensor, slope: Tensor, moments: Moments, pace: Float[Tensor, " 2"], adam: Adam) -> None:
+    """Moves one parameter and its moments by Adam, in place; `pace` are `factors`."""
+    mean, square = moments.read(slope.dtype)
+    mean = mean.lerp(slope, 1 - adam.beta1)
+    square = square * adam.beta2 + (1 - adam.beta2) * slope.square()
+    parameter.sub_(pace[0] * mean / (square.sqrt() / pace[1] + adam.epsilon))
+    moments.write(mean, square)
+
+
+def copy_into(copy: Tensor, parameter: Tensor) -> None:
+    """Writes weights into their twin of fewer bits."""
+    if copy.dtype == FP8:
+        limit = torch.finfo(FP8).max
+        parameter = (parameter * FP8_SCALE).clamp(-limit, limit)
+    copy.copy_(parameter)
 
 
 def randomly_rounded(values: Tensor) -> Tensor:

@@ -37,9 +37,8 @@ CASES: dict[str, dict[str, Any]] = {
     ),
     "negative values": dict(n=9, d_out=5, d_in=6, d_sae=9, most=4, is_signed=True),
     "nested": dict(n=7, d_out=5, d_in=6, d_sae=12, most=3, groups=3, segment=2),
-    "rows of the auxiliary loss": dict(n=6, d_out=5, d_in=7, d_sae=12, most=3, groups=2, extra=True, segment=2),
 }
-"""Settings of `random_codes` with `n` rows, `groups` blocks, `extra` rows after the virtual ones, and `segment`."""
+"""Settings of `random_codes` with `n` rows, `groups` blocks, and `segment`."""
 
 
 class LatentSums(NamedTuple):
@@ -49,7 +48,7 @@ class LatentSums(NamedTuple):
     W_enc: Float[Tensor, "d_sae d_in"]
     b_enc: Float[Tensor, " d_sae"]
     fired: Int[Tensor, " d_sae"]
-    """In how many virtual rows each latent was active; rows after the virtual ones do not count."""
+    """In how many virtual rows each latent was active."""
 
 
 class Segments(NamedTuple):
@@ -80,13 +79,12 @@ def check(
 ) -> None:
     """Raises `ValueError` for what does not fit together."""
     (n, d_in), d_out = centred.shape, gradient.shape[1]
-    rows = n * groups if len(gradient) <= n * groups else n * groups + n
     check_shapes(
         op,
         {
             "values": (values, order.places.shape),
             "dvalues": (dvalues, order.places.shape),
-            "gradient": (gradient, (rows, d_out)),
+            "gradient": (gradient, (n * groups, d_out)),
             "centred": (centred, (n, d_in)),
         },
     )
@@ -107,9 +105,9 @@ def latent_reduce(
 ) -> LatentSums:
     """Returns the latents' gradients; `values` and `dvalues` are in row order.
 
-    `gradient` has a row for every one of n · groups virtual rows (row r · groups + b reads `centred[r]`) and may have n
-    more, which read `centred` in order. Sums are in float32 (float64 for float64), results in the dtype of `gradient`
-    or float32, whichever is wider. Raises `ValueError` for shapes that do not fit.
+    `gradient` has a row for every one of n · groups virtual rows; row r · groups + b reads `centred[r]`. Sums are in
+    float32 (float64 for float64), results in the dtype of `gradient` or float32, whichever is wider. Raises
+    `ValueError` for shapes that do not fit.
     """
     check("latent_reduce", order, values, dvalues, gradient, centred, groups, segment)
     if not uses_triton(backend, gradient):
@@ -128,13 +126,11 @@ def reference(
     order: LatentOrder, values: Tensor, dvalues: Tensor, gradient: Tensor, centred: Tensor, groups: int
 ) -> LatentSums:
     """The same in plain torch; makes a buffer of codes × d."""
-    d_sae, n = len(order.starts) - 1, len(centred)
+    d_sae = len(order.starts) - 1
     wide = torch.promote_types(gradient.dtype, torch.float32)
     latents = rows_of(order.starts, len(order.places))
     live = latents < d_sae
     latents, places, rows = latents[live], order.places[live], order.rows[live]
-    is_virtual = rows < n * groups
-    read = torch.where(is_virtual, rows // groups, rows - n * groups)
 
     def summed(terms: Tensor) -> Tensor:
         return terms.new_zeros(d_sae, *terms.shape[1:]).index_add_(0, latents, terms)
@@ -142,7 +138,7 @@ def reference(
     coded, slopes = values[places].to(wide), dvalues[places].to(wide)
     return LatentSums(
         summed(coded[:, None] * gradient[rows].to(wide)),
-        summed(slopes[:, None] * centred[read].to(wide)),
+        summed(slopes[:, None] * centred[rows // groups].to(wide)),
         summed(slopes),
-        summed(is_virtual.int()),
+        summed(torch.ones_like(rows, dtype=torch.int32)),
     )

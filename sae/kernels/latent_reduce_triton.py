@@ -24,7 +24,6 @@ def sum_codes(
     dvalues,
     gradient,
     centred,
-    n_virtual,
     d_out,
     d_in,
     GROUPS: tl.constexpr,
@@ -33,7 +32,7 @@ def sum_codes(
     BLOCK_OUT: tl.constexpr,
     BLOCK_IN: tl.constexpr,
 ):
-    """Returns Σ v g, Σ ∂v x, Σ ∂v and the number of virtual rows over the codes from `first` to `last`."""
+    """Returns Σ v g, Σ ∂v x, Σ ∂v and the number of codes over the codes from `first` to `last`."""
     steps = tl.arange(0, BLOCK_N)
     out_columns = tl.arange(0, BLOCK_OUT)
     in_columns = tl.arange(0, BLOCK_IN)
@@ -53,16 +52,14 @@ def sum_codes(
             other=0.0,
         ).to(ACC)  # [BLOCK_N, BLOCK_OUT]
         decoder += tl.sum(coded[:, None] * grads, axis=0)
-        is_virtual = row < n_virtual
-        read = tl.where(is_virtual, row // GROUPS, row - n_virtual)
         inputs = tl.load(
-            centred + read[:, None] * d_in + in_columns[None, :],
+            centred + (row // GROUPS)[:, None] * d_in + in_columns[None, :],
             mask=live[:, None] & (in_columns < d_in)[None, :],
             other=0.0,
         ).to(ACC)  # [BLOCK_N, BLOCK_IN]
         encoder += tl.sum(slopes[:, None] * inputs, axis=0)
         bias += slopes
-        fired += (is_virtual & live).to(tl.int32)
+        fired += live.to(tl.int32)
     return decoder, encoder, tl.sum(bias, axis=0), tl.sum(fired, axis=0)
 
 
@@ -83,7 +80,6 @@ def sum_segments(
     scratch_bias,
     scratch_fired,
     d_sae,
-    n_virtual,
     d_out,
     d_in,
     SEGMENT: tl.constexpr,
@@ -101,7 +97,7 @@ def sum_segments(
         first = tl.load(starts + latent) + part * SEGMENT
         last = tl.minimum(first + SEGMENT, tl.load(starts + latent + 1))
         decoder, encoder, bias, fired = sum_codes(
-            first, last, places, rows, values, dvalues, gradient, centred, n_virtual, d_out, d_in,
+            first, last, places, rows, values, dvalues, gradient, centred, d_out, d_in,
             GROUPS, ACC, BLOCK_N, BLOCK_OUT, BLOCK_IN,
         )  # fmt: skip
         out_columns = tl.arange(0, BLOCK_OUT)
@@ -128,7 +124,6 @@ def sum_latent(
     scratch_in,
     scratch_bias,
     scratch_fired,
-    n_virtual,
     d_out,
     d_in,
     SEGMENT: tl.constexpr,
@@ -142,7 +137,7 @@ def sum_latent(
     first = tl.load(starts + latent)
     last = tl.minimum(first + SEGMENT, tl.load(starts + latent + 1))
     decoder, encoder, bias, fired = sum_codes(
-        first, last, places, rows, values, dvalues, gradient, centred, n_virtual, d_out, d_in,
+        first, last, places, rows, values, dvalues, gradient, centred, d_out, d_in,
         GROUPS, ACC, BLOCK_N, BLOCK_OUT, BLOCK_IN,
     )  # fmt: skip
     out_columns = tl.arange(0, BLOCK_OUT)
@@ -174,7 +169,6 @@ def _latent_reduce(
     to_encoder,
     to_bias,
     to_fired,
-    n_virtual,
     d_out,
     d_in,
     SEGMENT: tl.constexpr,
@@ -187,7 +181,7 @@ def _latent_reduce(
     latent = tl.program_id(0).to(tl.int64)
     decoder, encoder, bias, fired = sum_latent(
         latent, starts, places, rows, segment_starts, values, dvalues, gradient, centred,
-        scratch_out, scratch_in, scratch_bias, scratch_fired, n_virtual, d_out, d_in,
+        scratch_out, scratch_in, scratch_bias, scratch_fired, d_out, d_in,
         SEGMENT, GROUPS, ACC, BLOCK_N, BLOCK_OUT, BLOCK_IN,
     )  # fmt: skip
     out_columns = tl.arange(0, BLOCK_OUT)
@@ -245,7 +239,6 @@ def run_segments(
             centred,
             *scratch,
             len(starts) - 1,
-            len(centred) * groups,
             d_out,
             d_in,
             **sizes,
@@ -289,7 +282,6 @@ def latent_reduce(
         centred,
         *scratch,
         *sums,
-        len(centred) * groups,
         d_out,
         d_in,
         **sizes,

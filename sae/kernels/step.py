@@ -2,7 +2,7 @@
 
 1. Codes are cut into one virtual row for every row and nested dictionary.
 2. `decode_loss`: errors, losses, gradients of the reconstructions and of the codes.
-3. `revive`: the same for dead latents, whose codes join the others as n further rows.
+3. `revive`: the auxiliary loss of the dead latents that are listed, whose gradients join the others by latent.
 4. `latent_order`, then `latent_reduce` (`fused_step`), or `latent_adam`, which moves the weights (`fused_update`).
 
 Nothing waits for the device: codes may have places to spare, the number of dead latents stays in its memory.
@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae.kernels.decode_loss import DecodeLoss, decode_loss
+from sae.kernels.decode_loss import decode_loss
 from sae.kernels.dispatch import Backend, rows_of
-from sae.kernels.latent_adam import Adam, Moments, latent_adam
+from sae.kernels.latent_adam import Adam, Added, Moments, latent_adam
 from sae.kernels.latent_order import LatentOrder, latent_order
 from sae.kernels.latent_reduce import latent_reduce
 from sae.kernels.revive import revive
@@ -34,6 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
     "nested": dict(n=8, d=6, d_sae=24, most=5, widths=(5, 12, 24)),
     "nested by rank, weighted": dict(n=6, d=7, d_sae=20, most=5, widths=(4, 20), weights=(0.3, 0.7), is_ranked=True),
     "few dead": dict(n=8, d=6, d_sae=20, most=4, dead=3, k=5),
+    "few dead in little room": dict(n=8, d=6, d_sae=20, most=4, dead=3, k=5, capacity=4),
     "many dead, one room for all": dict(n=8, d=6, d_sae=20, most=4, dead=12, k=3, capacity=14),
     "none dead": dict(n=6, d=6, d_sae=20, most=4, dead=0, k=3),
     "nested with dead": dict(n=6, d=6, d_sae=24, most=4, widths=(6, 24), dead=7, k=3, spare=5),
@@ -51,6 +52,7 @@ class Backward(NamedTuple):
     dvalues: Float[Tensor, " nnz"]
     gradient: Float[Tensor, "virtual d_out"]
     centred: Float[Tensor, "n d_in"]
+    added: Added | None
     groups: int
     variance: Float[Tensor, ""]
     loss: Float[Tensor, ""]
@@ -63,11 +65,11 @@ class Backward(NamedTuple):
     def of_outputs(self) -> Float[Tensor, "n d_out"]:
         """Returns the main loss's gradient with respect to b_dec and the skip term, row by row."""
         n = len(self.centred)
-        return self.gradient[: n * self.groups].view(n, self.groups, -1)[:, 0]
+        return self.gradient.view(n, self.groups, -1)[:, 0]
 
     def result(self, gradients: dict[str, Tensor], fired: Int[Tensor, " d_sae"]) -> StepResult:
         """Returns the step's result with these gradients."""
-        l0 = fired.sum().to(self.centred.dtype) / batch_rows(self.centred)
+        l0 = fired.sum().to(self.loss.dtype) / batch_rows(self.centred)
         return StepResult(gradients, self.loss, self.squared_error, self.variance, fired > 0, l0)
 
 
@@ -84,17 +86,18 @@ def fused_step(
     weights: Float[Tensor, " groups"] | None = None,
     ranks: Int[Tensor, " d_sae"] | None = None,
     auxiliary: Auxiliary | None = None,
-    dead_capacity: int | None = None,
     backend: Backend = "auto",
 ) -> StepResult:
-    """Returns what `sae.step.sparse_step` returns; `dead_capacity` is the room of `revive`.
+    """Returns what `sae.step.sparse_step` returns.
 
     `codes` may have places to spare. Raises `ValueError` as the operations it consists of do.
     """
     back = _backward(
-        parameters, x, y, codes, is_signed, subtracts_b_dec, widths, weights, ranks, auxiliary, dead_capacity, backend
+        parameters, parameters, x, y, codes, is_signed, subtracts_b_dec, widths, weights, ranks, auxiliary, backend
     )
     sums = latent_reduce(*back.sums(), groups=back.groups, backend=backend)
+    if back.added is not None:
+        sums = back.added.join(sums)
     gradients = {"W_enc": sums.W_enc, "W_dec": sums.W_dec, "b_enc": sums.b_enc}
     gradients |= _output_gradients(parameters, back, x)
     if subtracts_b_dec:
@@ -120,21 +123,29 @@ def fused_update(
     weights: Float[Tensor, " groups"] | None = None,
     ranks: Int[Tensor, " d_sae"] | None = None,
     auxiliary: Auxiliary | None = None,
-    dead_capacity: int | None = None,
     backend: Backend = "auto",
 ) -> StepResult:
     """Moves W_enc, W_dec and b_enc in place by `latent_adam`; the result's gradients are those of the other parameters.
 
-    Products read `copies` where there are any; `lr`, `step` and `moments` are those of `latent_adam`, the rest is as in
-    `fused_step`.
+    Products read `copies` where there are any, and in their dtype; `lr`, `step` and `moments` are those of
+    `latent_adam`, the rest is as in `fused_step`.
     """
     read = {**parameters, **(copies or {})}
     back = _backward(
-        read, x, y, codes, is_signed, subtracts_b_dec, widths, weights, ranks, auxiliary, dead_capacity, backend
+        parameters, read, x, y, codes, is_signed, subtracts_b_dec, widths, weights, ranks, auxiliary, backend, step
     )
     gradients = _output_gradients(parameters, back, x)
     moved = latent_adam(
-        *back.sums(), parameters, moments, lr, step, adam, copies=copies, groups=back.groups, backend=backend
+        *back.sums(),
+        parameters,
+        moments,
+        lr,
+        step,
+        adam,
+        added=back.added,
+        copies=copies,
+        groups=back.groups,
+        backend=backend,
     )
     if subtracts_b_dec:
         gradients["b_dec"] -= moved.centre
@@ -146,12 +157,13 @@ def _output_gradients(parameters: Parameters, back: Backward, x: Tensor) -> dict
     wide = torch.promote_types(outputs.dtype, torch.float32)
     gradients = {"b_dec": outputs.sum(0, dtype=wide)}
     if "W_skip" in parameters:
-        gradients["W_skip"] = outputs.T @ x
+        gradients["W_skip"] = outputs.to(x).T @ x
     return gradients
 
 
 def _backward(
     parameters: Parameters,
+    read: Parameters,
     x: Tensor,
     y: Tensor,
     codes: RaggedCodes,
@@ -161,56 +173,39 @@ def _backward(
     weights: Tensor | None,
     ranks: Tensor | None,
     auxiliary: Auxiliary | None,
-    dead_capacity: int | None,
     backend: Backend,
+    turn: Int[Tensor, ""] | int = 0,
 ) -> Backward:
-    groups = max(1, len(widths))
+    """`read` are the weights that gathers take, possibly of fewer bits; what the sums read is then stored in these."""
+    groups, low = max(1, len(widths)), read["W_dec"].dtype
     if weights is None:
         weights = torch.full((groups,), 1 / groups, dtype=x.dtype, device=x.device)
-    centred = x - parameters["b_dec"].to(x) if subtracts_b_dec else x
+    centred = (x - parameters["b_dec"].to(x) if subtracts_b_dec else x).to(low)
     blocked = codes if groups == 1 else by_block(codes, tuple(widths), ranks)
     target = y - x @ parameters["W_skip"].T if "W_skip" in parameters else y
     variance = total_variance(y)
     decoded = decode_loss(
         blocked,
-        parameters["W_dec"],
+        read["W_dec"],
         parameters["b_dec"],
         target,
         -2 / variance,
         weights,
         is_signed=is_signed,
+        gradient_dtype=low,
         backend=backend,
     )
     by_group = decoded.squared_error.sum(0)
     loss = (weights * by_group).sum() / variance
-    joined, dvalues, gradient = blocked, decoded.dvalues, decoded.gradient
-    if auxiliary is not None and auxiliary.alpha > 0:
-        added = revive(
-            parameters,
-            centred,
-            decoded.error,
-            auxiliary,
-            capacity=dead_capacity,
-            is_signed=is_signed,
-            backend=backend,
+    added = None
+    if auxiliary is not None and auxiliary.alpha > 0 and auxiliary.capacity != 0:
+        added, revival_loss = revive(
+            parameters, centred, decoded.error, auxiliary, is_signed=is_signed, dtype=low, turn=turn, backend=backend
         )
-        joined, dvalues, gradient = _joined(blocked, decoded, added.codes, added.dvalues, added.gradient)
-        loss = loss + added.loss
-    order = latent_order(joined, len(parameters["W_dec"]))
-    return Backward(order, joined.values, dvalues, gradient, centred, groups, variance, loss, by_group[-1])
-
-
-def _joined(
-    codes: RaggedCodes, decoded: DecodeLoss, added: RaggedCodes, dvalues: Tensor, gradient: Tensor
-) -> tuple[RaggedCodes, Tensor, Tensor]:
-    """Returns codes with further rows after theirs; spare places fall to the first of them, silent as they are."""
-    starts = torch.cat([codes.starts, len(codes.indices) + added.starts[1:]])
-    indices, values = torch.cat([codes.indices, added.indices]), torch.cat([codes.values, added.values])
-    return (
-        RaggedCodes(starts, indices, values),
-        torch.cat([decoded.dvalues, dvalues]),
-        torch.cat([decoded.gradient, gradient]),
-    )
+        loss = loss + revival_loss
+    order = latent_order(blocked, len(parameters["W_dec"]))
+    values, dvalues, gradient = blocked.values, decoded.dvalues, decoded.gradient
+    return Backward(order, values, dvalues, gradient, centred, added, groups, variance, loss, by_group[-1])
 
 
 def by_block(codes: RaggedCodes, widths: tuple[int, ...], ranks: Int[Tensor, " d_sae"] | None) -> RaggedCodes:

@@ -78,7 +78,6 @@ def _trial_step(device: torch.device, backend: str) -> StepResult:
         codes,
         widths=[LATENTS // 4, LATENTS],
         weights=torch.tensor([0.25, 0.75], device=device),
-        auxiliary=Auxiliary(dead, k=4, alpha=0.03),
-        dead_capacity=LATENTS // 4,
+        auxiliary=Auxiliary(dead, k=4, alpha=0.03, capacity=LATENTS // 4),
         backend=backend,  # pyright: ignore[reportArgumentType]
     )

@@ -1,6 +1,6 @@
 """Compiles the kernels for a GPU that need not be there: every launch becomes a compilation and a line of output.
 
-Run in a process of its own with TRITON_INTERPRET=0: python compiling.py d [architecture]
+Run in a process of its own with TRITON_INTERPRET=0: python compiling.py d architecture
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ POINTERS = {
     torch.float16: "*fp16",
     torch.int64: "*i64",
     torch.int32: "*i32",
+    torch.int8: "*i8",
+    torch.uint8: "*u8",
+    torch.float8_e4m3fn: "*fp8e4nv",
 }
 OPTIONS = ("num_warps", "num_stages")
 
@@ -64,7 +67,7 @@ def usage(cubin: bytes) -> str:
     return " ".join(re.findall(r"(?:REG|STACK|SHARED):\d+", told))
 
 
-def launch_all(d: int) -> None:
+def launch_all(d: int, has_fp8: bool) -> None:
     """Launches every kernel in float32, with rows, weights and moments of bf16, and what takes float64 in that."""
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         low: Any = {"dtype": dtype}
@@ -80,13 +83,25 @@ def launch_all(d: int) -> None:
         sums = (order, values, values, gradient, centred)
         latent_reduce.latent_reduce(*sums, groups=2, segment=8, backend="triton")
         parameters = {"W_dec": torch.zeros(d_sae, d), "W_enc": torch.zeros(d_sae, d), "b_enc": torch.zeros(d_sae)}
-        moments = {name: latent_adam.Moments.zeros(tensor, dtype) for name, tensor in parameters.items()}
+        moments = {n: latent_adam.Moments.zeros(v, dtype if v.ndim == 2 else None) for n, v in parameters.items()}
         copies = {name: parameters[name].bfloat16() for name in ("W_dec", "W_enc")}
         time = torch.tensor(1e-3), torch.tensor(1)
         adam = latent_adam.Adam()
         latent_adam.latent_adam(
             *sums, parameters, moments, *time, adam, copies=copies, groups=2, segment=8, backend="triton"
         )
+        if dtype == torch.bfloat16:
+            small = {
+                name: latent_adam.Moments.zeros(v, torch.int8 if v.ndim == 2 else None)
+                for name, v in parameters.items()
+            }
+            if has_fp8:
+                copies["W_enc"] = copies["W_enc"].to(torch.float8_e4m3fn)
+            slots, listed = torch.zeros(d_sae, dtype=torch.int32), torch.zeros(4, d)
+            added = latent_adam.Added(slots, listed, listed, listed[:, 0].contiguous())
+            latent_adam.latent_adam(
+                *sums, parameters, small, *time, adam, added=added, copies=copies, groups=2, segment=8, backend="triton"
+            )
         if dtype != torch.float64:
             pre = torch.zeros(n, 1 << 12, **low)
             for k in (1, 32):
@@ -98,8 +113,8 @@ def launch_all(d: int) -> None:
 
 
 if __name__ == "__main__":
-    compile_instead(int(sys.argv[2]) if len(sys.argv) > 2 else 90)
+    compile_instead(int(sys.argv[2]))
     for module in (decode_loss, latent_reduce, latent_adam, topk_select, jump):
         vars(module)["uses_triton"] = lambda backend, tensor: True
     assert not dispatch.uses_triton("auto", torch.zeros(1))
-    launch_all(int(sys.argv[1]))
+    launch_all(int(sys.argv[1]), has_fp8=int(sys.argv[2]) >= 89)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sae.kernels.cases import random_codes
-from sae.kernels.latent_adam import CASES, MOVED, Adam, Moments, latent_adam, randomly_rounded
+from sae.kernels.latent_adam import CASES, MOVED, Adam, Added, Moments, latent_adam, randomly_rounded
 from sae.kernels.latent_order import LatentOrder, latent_order
 from sae.kernels.latent_reduce import latent_reduce
 
@@ -30,10 +30,15 @@ def batch(
     case = dict(case)
     n, d_out, d_in, groups = case.pop("n"), case.pop("d_out"), case.pop("d_in"), case.pop("groups", 1)
     options = {"groups": groups} | ({"segment": case.pop("segment")} if "segment" in case else {})
-    rows = n * groups + (n if case.pop("extra", False) else 0)
+    rows, dead = n * groups, case.pop("dead", 0)
     codes = random_codes(rows, dtype=dtype, device=device, seed=seed, **case)
     dvalues = torch.randn(len(codes.values)).to(device, dtype)
     gradient, centred = torch.randn(rows, d_out).to(device, dtype), torch.randn(n, d_in).to(device, dtype)
+    if dead:
+        slots = torch.full((case["d_sae"],), -1, dtype=torch.int32)
+        slots[torch.randperm(case["d_sae"])[: dead - 1]] = torch.arange(dead - 1, dtype=torch.int32)  # one place unused
+        sums = (torch.randn(dead, *shape, dtype=dtype) for shape in ((d_out,), (d_in,), ()))
+        options["added"] = Added(*(part.to(device) for part in (slots, *sums)))
     return (latent_order(codes, case["d_sae"]), codes.values, dvalues, gradient, centred), options
 
 
@@ -54,7 +59,11 @@ def test_three_steps_equal_those_of_torch(name: str, backend: Any, dtype: torch.
     optimizer = torch.optim.Adam(list(theirs.values()), lr=LR, betas=(0.9, 0.99), eps=1e-6)
     for step in range(3):
         arguments, options = batch(case, step, dtype, device)
+        added = options.pop("added", None)
         sums = latent_reduce(*arguments, **options, backend="reference")
+        if added is not None:
+            sums = added.join(sums)
+            options["added"] = added
         expected_centre = sums.b_enc @ theirs["W_enc"]
         for field in MOVED:
             theirs[field].grad = getattr(sums, field)
@@ -73,7 +82,7 @@ def test_three_steps_equal_those_of_torch(name: str, backend: Any, dtype: torch.
         for field in MOVED:
             torch.testing.assert_close(ours[field], theirs[field], rtol=close, atol=close, msg=field)
             state = optimizer.state[theirs[field]]
-            for moment, key in zip(moments[field], ("exp_avg", "exp_avg_sq"), strict=True):
+            for moment, key in zip(moments[field][:2], ("exp_avg", "exp_avg_sq"), strict=True):
                 torch.testing.assert_close(moment, state[key], rtol=close, atol=close, msg=f"{field} {key}")
 
 
@@ -97,8 +106,7 @@ def test_moments_of_sixteen_bits_decay_on_average(backend: Any, device: str) -> 
     parameters = weights(case, torch.float32, device)
     moments = {name: Moments.zeros(tensor, torch.bfloat16) for name, tensor in parameters.items()}
     for pair in moments.values():
-        pair.mean.fill_(1.0)
-        pair.square.fill_(1.0)
+        pair.write(torch.ones_like(pair.mean, dtype=torch.float32), torch.ones_like(pair.mean, dtype=torch.float32))
     arguments, options = batch(case, 0, torch.float32, device)
     for step in range(8):
         latent_adam(*arguments, parameters, moments, *on(device, step + 1), Adam(), **options, backend=backend)
@@ -106,6 +114,34 @@ def test_moments_of_sixteen_bits_decay_on_average(backend: Any, device: str) -> 
     for field in ("W_dec", "W_enc"):
         assert moments[field].square.float().mean().item() == pytest.approx(0.999**8, abs=5e-4)
         assert moments[field].mean.float().mean().item() == pytest.approx(0.9**8, rel=2e-3)
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_moments_of_eight_bits_follow_those_of_float32(backend: Any, device: str) -> None:
+    case = dict(n=16, d_out=256, d_in=256, d_sae=4, most=3, frequent=1)
+    ours = weights(case, torch.float32, device)
+    theirs = {name: tensor.clone() for name, tensor in ours.items()}
+    small = {name: Moments.zeros(tensor, torch.int8 if tensor.ndim == 2 else None) for name, tensor in ours.items()}
+    full = {name: Moments.zeros(tensor) for name, tensor in theirs.items()}
+    for step in range(8):
+        arguments, options = batch(case, step, torch.float32, device)
+        latent_adam(*arguments, ours, small, *on(device, step + 1), Adam(), **options, backend=backend)
+        latent_adam(*arguments, theirs, full, *on(device, step + 1), Adam(), **options, backend="reference")
+    for field in ("W_dec", "W_enc"):
+        found, expected = small[field].read(torch.float32), full[field]
+        for ours_of, theirs_of in zip(found, expected[:2], strict=True):
+            error = (ours_of - theirs_of)[1]
+            assert error.norm() < 0.05 * theirs_of[1].norm()
+            assert abs(error.mean().item()) < 0.01 * theirs_of[1].abs().mean().item()  # rounded at random: no bias
+        moved = (ours[field] - theirs[field])[1].abs().mean().item()
+        assert moved < 0.05 * 8 * LR
+        assert int(small[field].square[1].min()) >= 1
+
+
+def test_a_row_of_nothing_has_moments_of_nothing(device: str) -> None:
+    moments = Moments.zeros(torch.zeros(3, 5, device=device), torch.int8)
+    moments.write(torch.zeros(3, 5, device=device), torch.zeros(3, 5, device=device))
+    assert all(bool((part == 0).all()) for part in moments.read(torch.float32))
 
 
 def test_random_rounding_is_right_on_average_and_keeps_what_fits() -> None:
@@ -119,7 +155,7 @@ def test_moments_of_two_dtypes_are_refused() -> None:
     case = CASES["plain"]
     parameters = weights(case, torch.float32, "cpu")
     moments = {name: Moments.zeros(tensor) for name, tensor in parameters.items()}
-    moments["b_enc"] = Moments.zeros(parameters["b_enc"], torch.bfloat16)
+    moments["W_enc"] = Moments.zeros(parameters["W_enc"], torch.bfloat16)
     arguments, options = batch(case, 0, torch.float32, "cpu")
     with pytest.raises(ValueError, match=r"got moments of torch.bfloat16 and torch.float32, expected one dtype: make"):
         latent_adam(*arguments, parameters, moments, *on("cpu", 1), Adam(), **options)

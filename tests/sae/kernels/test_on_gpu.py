@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from sae.config import SAEConfig, TrainConfig
+from sae.fused import FusedTraining
 from sae.kernels.cases import random_codes
 from sae.kernels.decode_loss import DecodeLoss, decode_loss
 from sae.kernels.latent_adam import MOVED, Adam, Moments
@@ -19,6 +21,7 @@ from sae.kernels.latent_order import latent_order
 from sae.kernels.latent_reduce import LatentSums, latent_reduce
 from sae.kernels.step import fused_step, fused_update
 from sae.kernels.topk_select import threshold_select, topk_select
+from sae.learner import Learner
 from sae.sparse import RaggedCodes
 from sae.step import Auxiliary, sparse_step
 
@@ -124,8 +127,7 @@ def update(parameters: dict[str, Tensor], moments: dict[str, Moments], x: Tensor
         chosen(parameters, x),
         copies=low,
         widths=(1024, D_SAE),
-        auxiliary=Auxiliary(dead, 64, 0.03),
-        dead_capacity=2048,
+        auxiliary=Auxiliary(dead, 64, 0.03, 2048),
     )
     return result.loss
 
@@ -157,3 +159,106 @@ def test_a_step_waits_for_nothing_and_can_be_replayed() -> None:
     assert bool(torch.isfinite(loss))
     for name in MOVED:
         assert torch.equal(parameters[name], plain[name]), name
+
+
+RUNS: dict[str, dict[str, Any]] = {
+    "topk": dict(architecture="topk", k_start=2 * K),
+    "batchtopk": dict(architecture="batchtopk"),
+    "matryoshka": dict(nesting_start=0.2),
+    "abstopk": dict(architecture="abstopk"),
+    "skip transcoder": dict(architecture="skip_transcoder", d_out=512),
+}
+TRAINED: dict[str, dict[str, Any]] = {
+    "float32": dict(),
+    "bf16": dict(compute_dtype="bfloat16"),
+    "fp8": dict(compute_dtype="fp8"),
+    "bf16 moments": dict(moments="bfloat16"),
+    "8-bit moments": dict(moments="int8"),
+}
+
+
+def learner(sae: dict[str, Any], train: dict[str, Any], device: str = "cuda", steps: int = 30) -> Learner:
+    config = TrainConfig(
+        sae=SAEConfig(**{"d_in": 256, "d_sae": 2048, "k": K, **sae}),
+        batch_rows=N,
+        total_rows=N * steps,
+        auxk_after_tokens=4 * N,
+        lr=1e-3,
+        out="unused",
+        **train,
+    )
+    targets = ("targets",) if config.sae.predicts_target else ()
+    return Learner(config, torch.device(device), ("rows",), targets)
+
+
+def batches(given: Learner, steps: int = 30) -> list[dict[str, Tensor]]:
+    """Returns batches of sparse sums, on the learner's device."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(1024, 256, generator=generator)
+    made = []
+    for _ in range(steps):
+        active = torch.rand(N, 1024, generator=generator)
+        x = torch.where(active < 0.01, 100 * active, 0) @ features
+        made.append({"rows": x.to(given.device), "targets": x[:, : given.config.sae.output_width].to(given.device)})
+    return made
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_run_of_captured_steps_ends_near_that_of_the_cpu(kind: str) -> None:
+    torch.use_deterministic_algorithms(False)
+    ours, theirs = learner(RUNS[kind], {}), learner(RUNS[kind], {}, "cpu")
+    assert isinstance(ours.optimizer, FusedTraining)
+    for one, other in zip(batches(ours), batches(theirs), strict=True):
+        ours.take(one)
+        theirs.take(other)
+    found, expected = ours.read_metrics(1.0, 1), theirs.read_metrics(1.0, 1)
+    assert found.loss == pytest.approx(expected.loss, rel=2e-2)
+    assert found.l0 == pytest.approx(expected.l0, rel=1e-2)
+
+
+@pytest.mark.parametrize("setting", TRAINED)
+def test_fewer_bits_learn_nearly_as_well(setting: str) -> None:
+    torch.use_deterministic_algorithms(False)
+    losses = []
+    for train in ({}, TRAINED[setting]):
+        given = learner({"architecture": "topk"}, train, steps=100)
+        for batch in batches(given, 100):
+            given.take(batch)
+        losses.append(given.read_metrics(1.0, 1).loss)
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_a_captured_run_repeats_to_the_bit_and_resumes() -> None:
+    torch.use_deterministic_algorithms(False)
+    first, second = (learner(RUNS["matryoshka"], {}) for _ in range(2))
+    feed = batches(first)
+    for batch in feed[:17]:
+        first.take(batch)
+    second.restore(first.state())
+    for batch in feed[17:]:
+        first.take(batch)
+        second.take(batch)
+    for name, value in first.parameters.items():
+        assert torch.equal(second.parameters[name], value), name
+
+
+@pytest.mark.parametrize("kind", ["topk", "batchtopk", "matryoshka"])
+def test_a_learners_step_waits_for_nothing(kind: str) -> None:
+    torch.use_deterministic_algorithms(False)
+    given = learner(RUNS[kind], {"compute_dtype": "bfloat16"})
+    feed = batches(given)
+    seen: set[object] = set()
+    for batch in feed:
+        optimizer = given.optimizer
+        assert isinstance(optimizer, FusedTraining)
+        architecture: Any = given.architecture
+        moment = given._moment()
+        key = (architecture.k(moment), tuple(architecture.group_weights(moment, batch["rows"])[0]), moment.room)
+        # the first step of a kind compiles, the second captures: from the third on nothing may wait
+        is_settled = list(seen).count(key) and (key, "captured") in seen
+        torch.cuda.set_sync_debug_mode("error" if is_settled else "default")
+        try:
+            given.take(batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        seen.add((key, "captured") if key in seen else key)

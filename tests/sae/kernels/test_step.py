@@ -16,8 +16,8 @@ from sae.sparse import RaggedCodes
 from sae.step import Auxiliary, StepResult, sparse_step
 
 
-def setting(case: dict[str, Any], device: str) -> tuple[dict[str, Tensor], tuple[Any, ...], dict[str, Any], int | None]:
-    """Returns weights, rows with their codes, the arguments by name, and the room for dead latents."""
+def setting(case: dict[str, Any], device: str) -> tuple[dict[str, Tensor], tuple[Any, ...], dict[str, Any]]:
+    """Returns weights, rows with their codes, and the arguments by name."""
     case = dict(case)
     n, d, d_sae = case.pop("n"), case.pop("d"), case["d_sae"]
     d_out, is_ranked, capacity = case.pop("d_out", d), case.pop("is_ranked", False), case.pop("capacity", None)
@@ -32,7 +32,7 @@ def setting(case: dict[str, Any], device: str) -> tuple[dict[str, Tensor], tuple
     if "dead" in case:
         dead = torch.zeros(d_sae, dtype=torch.bool)
         dead[torch.randperm(d_sae)[: case.pop("dead")]] = True
-        options["auxiliary"] = Auxiliary(dead.to(device), case.pop("k"), 0.4)
+        options["auxiliary"] = Auxiliary(dead.to(device), case.pop("k"), 0.4, capacity)
     W_dec = torch.nn.functional.normalize(torch.randn(d_sae, d_out), dim=1)
     parameters = {
         "W_enc": torch.randn(d_sae, d),
@@ -45,7 +45,7 @@ def setting(case: dict[str, Any], device: str) -> tuple[dict[str, Tensor], tuple
     parameters = {name: tensor.to(device) for name, tensor in parameters.items()}
     x = torch.randn(n, d).to(device)
     y = torch.randn(n, d_out).to(device) if has_skip else x
-    return parameters, (x, y, random_codes(n, device=device, **case)), options, capacity
+    return parameters, (x, y, random_codes(n, device=device, **case)), options
 
 
 def sparse(parameters: dict[str, Tensor], rows: tuple[Any, ...], options: dict[str, Any]) -> StepResult:
@@ -64,8 +64,8 @@ def sparse(parameters: dict[str, Tensor], rows: tuple[Any, ...], options: dict[s
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("backend", ["reference", "triton"])
 def test_the_fused_step_is_the_sparse_step(name: str, backend: Any, device: str) -> None:
-    parameters, rows, options, capacity = setting(CASES[name], device)
-    found = fused_step(parameters, *rows, **options, dead_capacity=capacity, backend=backend)
+    parameters, rows, options = setting(CASES[name], device)
+    found = fused_step(parameters, *rows, **options, backend=backend)
     expected = sparse(parameters, rows, options)
     assert found.gradients.keys() == expected.gradients.keys()
     for field, gradient in expected.gradients.items():
@@ -77,18 +77,18 @@ def test_the_fused_step_is_the_sparse_step(name: str, backend: Any, device: str)
 
 @pytest.mark.parametrize("name", ["nested by rank, weighted", "few dead", "none dead", "signed with dead"])
 def test_the_sparse_step_hands_over_all_it_is_given(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    parameters, rows, options, _ = setting(CASES[name], "cpu")
+    parameters, rows, options = setting(CASES[name], "cpu")
     expected = sparse_step(parameters, *rows, **options)
-    calls: list[int | None] = []
+    calls: list[Auxiliary | None] = []
 
-    def noted(*arguments: Any, dead_capacity: int | None, **given: Any) -> StepResult:
-        calls.append(dead_capacity)
-        return fused_step(*arguments, dead_capacity=dead_capacity, **given)
+    def noted(*arguments: Any, auxiliary: Auxiliary | None, **given: Any) -> StepResult:
+        calls.append(auxiliary)
+        return fused_step(*arguments, auxiliary=auxiliary, **given)
 
     monkeypatch.setattr("sae.step.is_fused", lambda x, y: True)
     monkeypatch.setattr("sae.kernels.step.fused_step", noted)
     found = sparse_step(parameters, *rows, **options)
-    assert calls == [CASES[name].get("dead") or None]
+    assert calls == [options.get("auxiliary")]
     torch.testing.assert_close(found.loss, expected.loss)
     for field, gradient in expected.gradients.items():
         torch.testing.assert_close(found.gradients[field], gradient, rtol=1e-5, atol=1e-6, msg=field)
@@ -96,7 +96,7 @@ def test_the_sparse_step_hands_over_all_it_is_given(name: str, monkeypatch: pyte
 
 @pytest.mark.parametrize("name", ["spare places", "nested with dead", "other output with a skip"])
 def test_the_fused_update_is_the_step_and_then_adam(name: str, device: str) -> None:
-    parameters, rows, options, capacity = setting(CASES[name], device)
+    parameters, rows, options = setting(CASES[name], device)
     theirs = {field: tensor.clone() for field, tensor in parameters.items()}
     moments = {field: Moments.zeros(parameters[field]) for field in MOVED}
     optimizer = torch.optim.Adam([theirs[field] for field in MOVED], lr=0.01)
@@ -109,9 +109,7 @@ def test_the_fused_update_is_the_step_and_then_adam(name: str, device: str) -> N
         optimizer.step()
         theirs["W_dec"].div_(theirs["W_dec"].norm(dim=1, keepdim=True))
         time = torch.tensor(0.01, device=device), torch.tensor(step, device=device)
-        found = fused_update(
-            parameters, moments, *time, Adam(), *rows, **options, dead_capacity=capacity, backend="triton"
-        )
+        found = fused_update(parameters, moments, *time, Adam(), *rows, **options, backend="triton")
         torch.testing.assert_close(found.loss, expected.loss, rtol=1e-5, atol=1e-6)
         for field, gradient in found.gradients.items():
             torch.testing.assert_close(gradient, expected.gradients[field], rtol=1e-4, atol=1e-5, msg=field)
@@ -121,16 +119,47 @@ def test_the_fused_update_is_the_step_and_then_adam(name: str, device: str) -> N
             torch.testing.assert_close(parameters[field], theirs[field], rtol=0, atol=1e-4, msg=field)
 
 
-def test_only_the_first_dead_latents_find_room(device: str) -> None:
+def test_dead_latents_take_turns_where_there_is_little_room(device: str) -> None:
     dead = torch.tensor([False, True, False, True, True], device=device)
     latents, is_used = listed(dead, 2)
     assert latents.tolist() == [1, 3]
     assert is_used.tolist() == [True, True]
+    latents, is_used = listed(dead, 2, torch.tensor(1, device=device))
+    assert latents[is_used].tolist() == [3, 4]
+    latents, is_used = listed(dead, 2, 2)
+    assert latents[is_used].tolist() == [4, 1]
     latents, is_used = listed(dead, 5)
     assert latents[is_used].tolist() == [1, 3, 4]
-    parameters, (x, _, _), _, _ = setting(CASES["plain"], device)
-    everything = Auxiliary(torch.ones(24, dtype=torch.bool, device=device), 3, 0.4)
-    revival = revive(parameters, x, x, everything, capacity=4, backend="triton")
-    assert bool((revival.codes.indices < 4).all())
+    parameters, (x, _, _), _ = setting(CASES["plain"], device)
+    everything = Auxiliary(torch.ones(24, dtype=torch.bool, device=device), 3, 0.4, 4)
+    revival = revive(parameters, x, x, everything, backend="triton")
+    assert revival.gradients.slots.tolist() == [0, 1, 2, 3] + [-1] * 20
     with pytest.raises(ValueError, match=r"revive got capacity=25, expected 1 to 24: leave it at its default"):
-        revive(parameters, x, x, everything, capacity=25)
+        revive(parameters, x, x, everything._replace(capacity=25))
+
+
+def test_a_capacity_of_none_leaves_the_auxiliary_loss_out(device: str) -> None:
+    parameters, rows, options = setting(CASES["few dead"], device)
+    options["auxiliary"] = options["auxiliary"]._replace(capacity=0)
+    found = fused_step(parameters, *rows, **options, backend="triton")
+    del options["auxiliary"]
+    assert torch.equal(found.loss, fused_step(parameters, *rows, **options, backend="triton").loss)
+
+
+def test_products_in_bf16_come_close(device: str) -> None:
+    """Runs the references: the interpreter does not know bf16."""
+    parameters, rows, options = setting(CASES["nested with dead"], device)
+    expected = fused_step(parameters, *rows, **options, backend="reference")
+    theirs = {field: tensor.clone() for field, tensor in parameters.items()}
+    moments = {field: Moments.zeros(parameters[field]) for field in MOVED}
+    copies = {field: parameters[field].bfloat16() for field in ("W_enc", "W_dec")}
+    time = torch.tensor(0.01, device=device), torch.tensor(1, device=device)
+    backend = "triton" if device == "cuda" else "reference"
+    found = fused_update(parameters, moments, *time, Adam(), *rows, copies=copies, **options, backend=backend)
+    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-2, atol=0)
+    slope = expected.gradients["W_enc"]
+    # Adam's first moment after one step is a tenth of the gradient
+    close = 3e-2 * slope.abs().max().item()
+    torch.testing.assert_close(10 * moments["W_enc"].mean, slope, rtol=0, atol=close)
+    assert not torch.equal(theirs["W_enc"], parameters["W_enc"])
+    assert torch.equal(copies["W_enc"], parameters["W_enc"].bfloat16())
