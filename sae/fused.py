@@ -59,12 +59,6 @@ def trouble(config: TrainConfig, device: torch.device, has_objective: bool) -> s
     ):
         if is_other:
             return f"{name}={getattr(config, name)} needs stored gradients"
-    if (
-        torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-        and torch.distributed.get_world_size() > 1
-    ):
-        return "several processes share their gradients"
     if not is_fused(rows, rows):
         return f"no kernels run on {device}"
     return ""

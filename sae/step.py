@@ -120,10 +120,7 @@ def sparse_step(
     if "W_skip" in parameters:
         gradients["W_skip"] = done.grad_shared.T @ x
     if auxiliary is not None and auxiliary.alpha > 0:
-        n_dead = int(over_latents(auxiliary.dead.sum()))
-        if n_dead:
-            auxiliary = auxiliary._replace(k=min(auxiliary.k, n_dead))
-            loss = loss + _add_auxk(parameters, gradients, centred, done.errors, auxiliary, is_signed, subtracts_b_dec)
+        loss = loss + add_auxk(parameters, gradients, centred, done.errors, auxiliary, is_signed, subtracts_b_dec)
     alive = codes.values != 0
     fired = torch.zeros(len(W_dec), dtype=torch.bool, device=x.device)
     fired[codes.indices[alive]] = True
@@ -138,7 +135,7 @@ def _blocks(latents: int, widths: Sequence[int], ranks: Tensor | None, device: t
     return torch.bucketize(places, torch.tensor(widths, device=device), right=True)
 
 
-def _add_auxk(
+def add_auxk(
     parameters: Parameters,
     gradients: dict[str, Tensor],
     centred: Tensor,
@@ -148,6 +145,10 @@ def _add_auxk(
     subtracts_b_dec: bool,
 ) -> Tensor:
     """Adds the auxiliary loss's gradients in place and returns its value; works on the dead latents alone."""
+    n_dead = int(over_latents(auxiliary.dead.sum()))
+    if not n_dead:
+        return error.new_zeros(())
+    auxiliary = auxiliary._replace(k=min(auxiliary.k, n_dead))
     rows = auxiliary.dead.nonzero().squeeze(1)
     W_enc, W_dec, b_enc = (parameters[name][rows] for name in ("W_enc", "W_dec", "b_enc"))
     variance = total_variance(error)

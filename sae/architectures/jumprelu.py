@@ -6,6 +6,9 @@
   ∂f/∂θ = −(θ/ε) K(z − θ),  ∂H/∂θ = −(1/ε) K(z − θ),  ∂f/∂z = H(z − θ).
 * `tanh` (Anthropic, January 2025 update): P = λ · mean Σ tanh(c · f · ‖d‖) + λ_p · mean Σ ReLU(θ − z) ‖d‖, where the
   gradient of the step reaches z as well as θ and the penalty rises over the whole run.
+
+A run begins dense and goes over to the sparse step (`sae.jump_step`; penalty `step`, on a CPU) as soon as few enough
+entries are active or near their thresholds.
 """
 
 from __future__ import annotations
@@ -17,14 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.architectures.architecture import Architecture, Moment, padded, strongest_entries
+from sae.architectures.architecture import Architecture, Moment, auxiliary, padded, strongest_entries
 from sae.config import SAEConfig, default
+from sae.jump_step import jump_step
 from sae.selection import Selection, latents_above
-from sae.shares import share_of_mean
-from sae.step import Parameters
+from sae.shares import batch_rows, over_rows, share_of_mean
+from sae.sparse import RaggedCodes
+from sae.step import Parameters, StepResult
 
 INITIAL_EXCESS = 2.0  # the first batch's L0 over its goal
 INITIAL_FLOOR = 0.3  # of the pre-activations' spread: thresholds near zero take long to grow in logarithms
+SPARSE_SHARE = 1 / 16  # of all entries, above which the dense step is faster
 THRESHOLD_SPEED = 4.0  # Adam moves every parameter by about the rate: thresholds are exp(speed · parameter)
 
 
@@ -101,6 +107,43 @@ class JumpReLU(Architecture):
     def thresholds(self, parameters: Parameters) -> Tensor:
         """Returns θ of every latent."""
         return (THRESHOLD_SPEED * parameters["log_threshold"]).exp()
+
+    def step(self, parameters: Parameters, x: Tensor, y: Tensor, moment: Moment) -> StepResult:
+        threshold = self.thresholds(parameters)
+        entries = self._entries(parameters, x, threshold)
+        if entries is None:
+            return super().step(parameters, x, y, moment)
+        result = jump_step(
+            parameters,
+            x,
+            y,
+            entries,
+            threshold,
+            self.bandwidth,
+            self.coefficient(moment),
+            subtracts_b_dec=self.config.subtracts_b_dec,
+            auxiliary=auxiliary(self.config, moment),
+        )
+        slope = result.gradients.pop("threshold")
+        result.gradients["log_threshold"] = slope * threshold * THRESHOLD_SPEED
+        return result
+
+    def _entries(self, parameters: Parameters, x: Tensor, threshold: Tensor) -> RaggedCodes | None:
+        """Returns the entries that take part in a sparse step; None where the dense step is the one to take."""
+        config = self.config
+        is_other = self.is_anthropic or config.pre_activation_coefficient or config.architecture == "clt"
+        if is_other or x.device.type != "cpu":
+            return None
+        # what depends on the saved state and this batch alone: a resumed run decides alike
+        if "l0" in self.buffers and float(self.buffers["l0"]) > SPARSE_SHARE * config.d_sae:
+            return None
+        floor = threshold - self.bandwidth / 2
+        if not bool(floor.min() > 0):
+            return None
+        entries = latents_above(self.centre(parameters, x), parameters["W_enc"], parameters["b_enc"], floor)
+        # all processes that share a batch must take the same step
+        count = over_rows(torch.tensor(float(len(entries.values)), dtype=torch.float64))
+        return entries if float(count) <= SPARSE_SHARE * config.d_sae * batch_rows(x) else None
 
     def activate(self, parameters: Parameters, pre: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
         threshold = self.thresholds(parameters)

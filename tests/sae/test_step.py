@@ -5,6 +5,7 @@ Every test runs twice: with the loops that numba compiles, and with torch's spar
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sae import SAEConfig, selection, sparse, step
-from sae.architectures import Architecture, Moment, architecture_of
+from sae.architectures import Architecture, Moment, architecture_of, jumprelu
 from sae.compiled import is_compiled
 from sae.row_pass import row_pass
 from sae.selection import latents_above, select, strongest_latents, strongest_of_batch
@@ -299,3 +300,58 @@ def test_the_screen_chooses_what_float32_chooses(name: str) -> None:
     assert (indices.sort(1).values.diff(dim=1) > 0).all(), "a latent was chosen twice"
     torch.testing.assert_close(values.double(), pre.gather(1, indices), rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(values.sort(1).values.double(), pre.topk(k).values.sort(1).values, rtol=1e-5, atol=1e-4)
+
+
+JUMPS: dict[str, dict[str, Any]] = {
+    "plain": dict(n=33, d_in=12, d_sae=200),
+    "odd widths": dict(n=17, d_in=13, d_sae=37),
+    "few dead": dict(n=30, d_in=8, d_sae=140, dead=3, auxk_k=5),
+    "many dead": dict(n=30, d_in=8, d_sae=140, dead=50, auxk_k=5),
+    "none active": dict(n=9, d_in=6, d_sae=40, shift=-100.0),
+    "wide rectangle": dict(n=20, d_in=8, d_sae=120, bandwidth=2.0),
+}
+
+
+@pytest.mark.parametrize("name", JUMPS)
+def test_the_sparse_step_of_jumprelu_equals_autograd_in_float64(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = {"bandwidth": 0.5, **JUMPS[name]}
+    monkeypatch.setattr(jumprelu, "SPARSE_SHARE", 1.0)
+    torch.manual_seed(0)
+    config = SAEConfig(
+        architecture="jumprelu", sparsity_coefficient=0.3, **{n: case[n] for n in ("d_in", "d_sae", "bandwidth")},
+        auxk_k=case.get("auxk_k"),
+    )  # fmt: skip
+    architecture = architecture_of(config)
+    parameters = {n: v.double() for n, v in architecture.initial(torch.Generator().manual_seed(0)).items()}
+    parameters["b_enc"] += 0.1 * torch.randn(case["d_sae"], dtype=torch.float64) + case.get("shift", 0.0)
+    parameters["b_dec"] += torch.randn(case["d_in"], dtype=torch.float64)
+    parameters["log_threshold"] = (1.1 + torch.rand(case["d_sae"], dtype=torch.float64)).log() / 4
+    dead = None
+    if "dead" in case:
+        dead = torch.arange(case["d_sae"]) < case["dead"]
+    x, moment = torch.randn(case["n"], case["d_in"], dtype=torch.float64), Moment(5, 10, dead)
+    assert architecture._entries(parameters, x, architecture.thresholds(parameters)) is not None  # pyright: ignore
+    result = architecture.step(parameters, x, x, moment)
+    expected = Architecture.step(architecture, parameters, x, x, moment)
+    # the dense reference rounds the bandwidth to float32 on its way
+    torch.testing.assert_close(result.loss, expected.loss, rtol=1e-9, atol=1e-11)
+    assert result.gradients.keys() == expected.gradients.keys()
+    for field, gradient in expected.gradients.items():
+        torch.testing.assert_close(result.gradients[field], gradient, rtol=1e-6, atol=1e-9, msg=field)
+    for statistic in ("squared_error", "variance", "l0"):
+        torch.testing.assert_close(getattr(result, statistic), getattr(expected, statistic), msg=statistic)
+    assert torch.equal(result.fired, expected.fired)
+
+
+def test_jumprelu_takes_the_sparse_step_where_few_entries_take_part() -> None:
+    config = SAEConfig(architecture="jumprelu", d_in=6, d_sae=800, bandwidth=0.1)
+    architecture = architecture_of(config)
+    parameters = architecture.initial(torch.Generator().manual_seed(0))
+    x = torch.randn(20, 6)
+    for level, is_sparse in ((3.5, True), (0.5, False), (0.04, False)):
+        parameters["log_threshold"].fill_(math.log(level) / jumprelu.THRESHOLD_SPEED)
+        entries = architecture._entries(parameters, x, architecture.thresholds(parameters))  # pyright: ignore
+        assert (entries is not None) == is_sparse, level
+    parameters["log_threshold"].fill_(math.log(3.5) / jumprelu.THRESHOLD_SPEED)
+    architecture.buffers["l0"].fill_(100.0)
+    assert architecture._entries(parameters, x, architecture.thresholds(parameters)) is None  # pyright: ignore
