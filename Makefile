@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: setup demo test check bench
+.PHONY: setup demo test check bench test-gpu bench-gpu
 
 setup: $(VENV)/installed
 
@@ -34,3 +34,12 @@ bench: setup
 	$(BIN)/python -m benchmarks.harvest --write
 	$(BIN)/python -m benchmarks.index --write
 	$(BIN)/python -m benchmarks.many --write
+	$(BIN)/python docs/performance.py
+
+# the two below run where they stand, with the machine's own torch and triton
+test-gpu:
+	GLASSBOX_SHAPE_CHECKS=0 TRITON_INTERPRET=0 $(PYTHON) -m pytest -q -m 'gpu or not gpu' tests/sae/kernels --deselect tests/sae/kernels/test_compiling.py
+
+bench-gpu:
+	$(PYTHON) -m benchmarks.step_gpu --write
+	$(PYTHON) docs/performance.py

@@ -1,0 +1,154 @@
+"""Fills in the tables of docs/performance.md from benchmarks/results: `python docs/performance.py`.
+
+Numbers that no file holds are marked as not measured yet.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).with_suffix(".md")
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+MISSING = "not measured yet"
+Row = dict[str, Any]
+
+
+def rows_of(name: str, kind: str) -> list[Row]:
+    """Returns the lines of one kind of a results file; none where there is no file."""
+    path = RESULTS / f"{name}.jsonl"
+    if not path.exists():
+        return []
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *(rows or [[MISSING] + [""] * (len(header) - 1)])]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def spread(figures: dict[str, float] | None) -> str:
+    """Returns a median with its range."""
+    if not figures:
+        return MISSING
+    return f"{figures['median_ms']:g} ms ({figures['min_ms']:g} to {figures['max_ms']:g})"
+
+
+def shape(row: Row) -> str:
+    return (
+        f"{row.get('architecture', 'topk')} d{row['d_in']} F{row['d_sae']} k{row.get('k', '')} rows {row['batch_rows']}"
+    )
+
+
+def where(rows: list[Row]) -> str:
+    """Returns device, versions and commit of the measurement."""
+    if not rows:
+        return f"{MISSING}\n"
+    told = [f"{name} {rows[0][name]}" for name in ("device", "torch", "triton", "commit") if rows[0].get(name)]
+    return f"Measured with {', '.join(told)}.\n"
+
+
+def cpu_steps() -> str:
+    rows = rows_of("step_cpu", "case")
+    body = [
+        [
+            shape(row),
+            spread(row.get("sparse")),
+            spread(row.get("dense")),
+            f"{row['ratio']:g}×",
+            f"{row['sparse_rows_per_s']:,}",
+        ]
+        for row in rows
+    ]
+    return where(rows) + "\n" + table(["case", "sparse step", "dense step", "ratio", "rows/s"], body)
+
+
+def gpu_steps() -> str:
+    rows = rows_of("step_gpu", "step")
+    body = [
+        [
+            shape(row),
+            spread(row["fused"]),
+            f"{row['of_roofline']:g}×",
+            spread(row["dense"]),
+            spread(row["compiled"]),
+            f"{row['over_compiled']:g}×",
+        ]
+        for row in rows
+    ]
+    header = ["case", "fused step", "of the roofline", "dense step", "compiled dense step", "over compiled"]
+    return where(rows) + "\n" + table(header, body)
+
+
+def gpu_memory() -> str:
+    rows = rows_of("step_gpu", "memory")
+    body = [
+        [
+            shape(row),
+            f"{row['weights_and_moments_gb']:g} GB",
+            f"{row['peak_gb']:g} GB",
+            f"{row['over']:g}×",
+            f"{row['reserved_gb']:g} GB",
+        ]
+        for row in rows
+        if row["peak_gb"] is not None
+    ]
+    return table(["case", "weights and moments", "peak", "peak over these", "reserved"], body)
+
+
+def gpu_variants() -> str:
+    body = [
+        [f"{shape(row)}, moments {row.get('moments', 'float32')}, compute {row['compute_dtype']}", spread(row["fused"])]
+        for row in rows_of("step_gpu", "variant")
+    ]
+    return table(["case", "step"], body)
+
+
+def gpu_curve() -> str:
+    body = [
+        [
+            f"{row['d_sae']:,}",
+            f"{row['batch_rows']:,}",
+            spread(row["fused"]),
+            f"{1e9 * row['fused']['median_ms'] / row['d_sae'] / row['batch_rows']:.3g}",
+        ]
+        for row in rows_of("step_gpu", "curve")
+    ]
+    return table(["d_sae", "rows", "step", "ps for each latent and row"], body)
+
+
+def gpu_kernels() -> str:
+    body = [[row["kernel"], spread(row["ours"]), spread(row["torch"])] for row in rows_of("step_gpu", "kernel")]
+    body += [
+        [f"encode in chunks of {row['chunk_mb']} MB", spread(row["encode"]), ""] for row in rows_of("step_gpu", "chunk")
+    ]
+    return table(["kernel", "ours", "plain torch"], body)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "cpu steps": cpu_steps,
+    "gpu steps": gpu_steps,
+    "gpu memory": gpu_memory,
+    "gpu variants": gpu_variants,
+    "gpu curve": gpu_curve,
+    "gpu kernels": gpu_kernels,
+}
+
+
+def markdown() -> str:
+    """Returns the page with its tables as the results have them."""
+    page = PAGE.read_text(encoding="utf-8")
+    for name, make in TABLES.items():
+        marks = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        filled = make()
+        page, count = marks.subn(lambda found, filled=filled: found[1] + filled + found[2], page)
+        assert count == 1, f"{PAGE} has {count} places for `{name}`, expected one"
+    return page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(markdown(), encoding="utf-8")
