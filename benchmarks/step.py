@@ -2,7 +2,8 @@
 
     python -m benchmarks.step [--write]
 
-Parity is checked first; nothing is printed when it is red.
+On the CPU; a GPU's numbers are those of `benchmarks.step_gpu`. Parity is checked first; nothing is printed when it is
+red.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ CASES = [
     dict(architecture="topk", d_in=512, d_sae=16384, k=32, batch_rows=2048),
     dict(architecture="batchtopk", d_in=256, d_sae=4096, k=32, batch_rows=2048),
     dict(architecture="matryoshka_batchtopk", d_in=256, d_sae=4096, k=32, batch_rows=2048),
+    dict(architecture="jumprelu", d_in=256, d_sae=4096, target_l0=32.0, batch_rows=2048),
 ]
 
 
@@ -48,7 +50,7 @@ def rows(d_in: int, n: int, device: str) -> Tensor:
 def measure(case: dict[str, Any], device: str, repeats: int) -> dict[str, object]:
     """Times both steps on one case."""
     config = TrainConfig(
-        sae=SAEConfig(architecture=case["architecture"], d_in=case["d_in"], d_sae=case["d_sae"], k=case["k"]),
+        sae=SAEConfig(**{name: value for name, value in case.items() if name != "batch_rows"}),
         batch_rows=case["batch_rows"],
         total_rows=case["batch_rows"] * 10_000,
         out=tempfile.gettempdir(),
@@ -80,6 +82,9 @@ def check_parity(learner: Learner, rows: Tensor) -> None:
     for name, gradient in expected.gradients.items():
         # float32 sums in another order: the error is measured against the gradient's own size
         largest = float(gradient.abs().max())
+        if name == "log_threshold":  # an entry at the very edge of the rectangle may be in or out
+            assert float((result.gradients[name] - gradient).norm()) <= 0.02 * float(gradient.norm())
+            continue
         torch.testing.assert_close(result.gradients[name], gradient, rtol=1e-3, atol=1e-4 * largest)
 
 
@@ -87,9 +92,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="keep the figures under benchmarks/results/")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
-    cases = [measure(case, arguments.device, arguments.repeats) for case in CASES]
+    cases = [measure(case, "cpu", arguments.repeats) for case in CASES]
     finish("step", {"cases": cases}, arguments.write)
 
 

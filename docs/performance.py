@@ -39,9 +39,8 @@ def spread(figures: dict[str, float] | None) -> str:
 
 
 def shape(row: Row) -> str:
-    return (
-        f"{row.get('architecture', 'topk')} d{row['d_in']} F{row['d_sae']} k{row.get('k', '')} rows {row['batch_rows']}"
-    )
+    active = f"k{row['k']}" if "k" in row else f"L0 {row['target_l0']:g}"
+    return f"{row.get('architecture', 'topk')} d{row['d_in']} F{row['d_sae']} {active} rows {row['batch_rows']}"
 
 
 def where(rows: list[Row]) -> str:

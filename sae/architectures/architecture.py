@@ -30,6 +30,7 @@ from torch import Tensor
 from sae.architectures.clt import decoder_mask, encoder_product
 from sae.architectures.transcoder import linear_map
 from sae.config import SAEConfig, default
+from sae.kernels.revive import listed
 from sae.selection import Selection, select
 from sae.shares import batch_rows, total_variance
 from sae.sparse import RaggedCodes
@@ -170,19 +171,31 @@ class Architecture:
         """Returns the loss of one batch and the pass it came from; differentiable in all parameters."""
         forward = self.forward(parameters, x, moment)
         total = self.reconstruction_loss(parameters, forward, x, y, moment)
-        if moment.dead is not None and self.config.auxk_alpha > 0 and bool(moment.dead.any()):
-            total = total + self.config.auxk_alpha * self.auxk_loss(
-                parameters, x, (y - forward.x_hat).detach(), moment.dead
-            )
+        dead, alpha = moment.dead, self.config.auxk_alpha
+        if dead is not None and alpha > 0 and (bool(dead.any()) if moment.room is None else moment.room):
+            error = (y - forward.x_hat).detach()
+            total = total + alpha * self.auxk_loss(parameters, x, error, dead, moment.room)
         unit = total_variance(y) / batch_rows(y) if self.is_penalised else 1.0
         return unit * total + forward.penalty, forward
 
-    def auxk_loss(self, parameters: Parameters, x: Tensor, error: Tensor, dead: Tensor) -> Float[Tensor, ""]:
-        """Returns Σ‖ê − e‖² / Σ‖e − ē‖², ê the dead latents' reconstruction of the error e, which is held constant."""
-        pre = self.revival_pre_activations(parameters, x)[:, dead]
+    def auxk_loss(
+        self, parameters: Parameters, x: Tensor, error: Tensor, dead: Tensor, room: int | None = None
+    ) -> Float[Tensor, ""]:
+        """Returns Σ‖ê − e‖² / Σ‖e − ē‖², ê the dead latents' reconstruction of the error e, which is held constant.
+
+        With `room` for so many nothing waits for the device; where none is dead the loss is then 0.
+        """
+        pre = self.revival_pre_activations(parameters, x)
+        if room is None:
+            latents, share = dead.nonzero().squeeze(1), 1.0
+            pre = pre.index_select(1, latents)
+        else:
+            latents, is_used = listed(dead, room)
+            pre, share = torch.where(is_used, pre.index_select(1, latents), 0), is_used.any().to(x.dtype)
         chosen = self.strongest(pre, min(self.config.auxk_latents, pre.shape[1]))
         revived = torch.zeros_like(pre).scatter(1, chosen.indices, chosen.values)
-        return (error - revived @ self._decoder(parameters)[dead]).pow(2).sum() / total_variance(error)
+        written = revived @ self._decoder(parameters).index_select(0, latents)
+        return share * (error - written).pow(2).sum() / total_variance(error)
 
     def revival_pre_activations(self, parameters: Parameters, x: Tensor) -> Float[Tensor, "n d_sae"]:
         """Returns the pre-activations by which AuxK chooses dead latents."""

@@ -23,6 +23,8 @@ from torch import Tensor
 from sae.architectures.architecture import Architecture, Moment, auxiliary, padded, strongest_entries
 from sae.config import SAEConfig, default
 from sae.jump_step import jump_step
+from sae.kernels.dispatch import is_fused
+from sae.kernels.jump import jump
 from sae.selection import Selection, latents_above
 from sae.shares import batch_rows, over_rows, share_of_mean
 from sae.sparse import RaggedCodes
@@ -147,14 +149,18 @@ class JumpReLU(Architecture):
 
     def activate(self, parameters: Parameters, pre: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
         threshold = self.thresholds(parameters)
-        if not self.is_anthropic:
-            pre = pre.relu()
-        activations: Tensor = Jump.apply(pre, threshold, self.bandwidth, self.is_anthropic)  # pyright: ignore
+        if is_fused(pre[:, :1], pre[:, :1]):
+            activations, count = jump(pre.contiguous(), threshold, self.bandwidth, both=self.is_anthropic)
+            penalty = count / batch_rows(pre)
+        else:
+            read = pre if self.is_anthropic else pre.relu()
+            activations = Jump.apply(read, threshold, self.bandwidth, self.is_anthropic)  # pyright: ignore
+            penalty = share_of_mean(Step.apply(read, threshold, self.bandwidth).sum(1))  # pyright: ignore
         if self.is_anthropic:
             norms = self.decoder_norms(parameters)
             penalty = share_of_mean((default(self.config.tanh_scale, 4.0) * activations * norms).tanh().sum(1))
         else:
-            penalty = share_of_mean(Step.apply(pre, threshold, self.bandwidth).sum(1))  # pyright: ignore
+            pre = pre.relu()
         penalty = self.coefficient(moment) * penalty
         below = default(self.config.pre_activation_coefficient, 3e-6 if self.is_anthropic else 0.0)
         if below:

@@ -179,3 +179,18 @@ def test_what_only_the_fused_step_has_is_refused_elsewhere() -> None:
             Learner(configured({"architecture": "standard", "k": None}, compute_dtype="bfloat16"), torch.device("cpu"))
         with pytest.raises(ValueError, match=r"compute_dtype=fp8 does not run here \(d_in=4 .* of 16\): set compute"):
             Learner(configured({"architecture": "topk"}, compute_dtype="fp8"), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "sae",
+    [dict(architecture="jumprelu"), dict(architecture="jumprelu", penalty="tanh"), dict(architecture="gated")],
+    ids=str,
+)
+def test_dense_steps_revive_the_dead_that_are_listed(sae: dict[str, Any], device: str) -> None:
+    config = configured({**sae, "k": None, "target_l0": 3.0})
+    expected = trained(config, None, "cpu")
+    with default_backend("reference"):
+        found = Learner(config, torch.device(device))
+        for batch in batches(config):
+            found.take(batch)
+    assert_alike(found, expected, close=0.1 * config.peak_lr)
