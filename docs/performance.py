@@ -74,8 +74,8 @@ def gpu_steps() -> str:
             spread(row["fused"]),
             f"{row['of_roofline']:g}×",
             spread(row["dense"]),
-            spread(row["compiled"]),
-            f"{row['over_compiled']:g}×",
+            spread(row.get("compiled")),
+            f"{row['over_compiled']:g}×" if row["over_compiled"] else MISSING,
         ]
         for row in rows
     ]

@@ -24,7 +24,7 @@ from torch import Tensor
 from sae.architectures import Moment
 from sae.architectures.topk import TopK
 from sae.config import TOP_K_FAMILY, TrainConfig
-from sae.kernels.dispatch import is_fused
+from sae.kernels.dispatch import is_fused, uses_triton
 from sae.kernels.encode import FP8, fp8_trouble
 from sae.kernels.latent_adam import Adam, Moments, copy_into, factors, move
 from sae.kernels.step import fused_update
@@ -175,7 +175,9 @@ class FusedTraining:
         self._inputs: list[Tensor] = []
         self._weights: dict[int, Tensor] = {}
         self._replays: dict[object, _Replay | None] = {}
-        self._pool = torch.cuda.graph_pool_handle() if self._device.type == "cuda" else None
+        # references wait for the device
+        self._captures = self._device.type == "cuda" and uses_triton("auto", silent_rows)
+        self._pool = torch.cuda.graph_pool_handle() if self._captures else None
         self.restart()
 
     @torch.no_grad()
@@ -186,7 +188,7 @@ class FusedTraining:
         widths, weights = self._architecture.group_weights(moment, x)
         if weights is not None:
             weights = self._weights.setdefault(len(weights), torch.empty_like(weights)).copy_(weights)
-        if self._device.type != "cuda":
+        if not self._captures:
             return self._step(x, y, moment, widths, weights)
         key = (self._architecture.k(moment), tuple(widths), weights is None, moment.room, y is x)
         x, y = self._held(x, y)

@@ -187,8 +187,9 @@ def test_what_only_the_fused_step_has_is_refused_elsewhere() -> None:
     ids=str,
 )
 def test_dense_steps_revive_the_dead_that_are_listed(sae: dict[str, Any], device: str) -> None:
-    config = configured({**sae, "k": None, "target_l0": 3.0})
+    config = configured({**sae, "k": None, "target_l0": 1.0}, auxk_after_tokens=1)
     expected = trained(config, None, "cpu")
+    assert bool((expected.silent_rows > 0).any())  # those are dead here
     with default_backend("reference"):
         found = Learner(config, torch.device(device))
         for batch in batches(config):
