@@ -182,9 +182,7 @@ def test_what_only_the_fused_step_has_is_refused_elsewhere() -> None:
 
 
 @pytest.mark.parametrize(
-    "sae",
-    [dict(architecture="jumprelu"), dict(architecture="jumprelu", penalty="tanh"), dict(architecture="gated")],
-    ids=str,
+    "sae", [dict(architecture="jumprelu"), dict(architecture="jumprelu", penalty="tanh")], ids=["step", "tanh"]
 )
 def test_dense_steps_revive_the_dead_that_are_listed(sae: dict[str, Any], device: str) -> None:
     config = configured({**sae, "k": None, "target_l0": 1.0}, auxk_after_tokens=1)
