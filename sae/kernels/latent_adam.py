@@ -62,7 +62,8 @@ class Moments(NamedTuple):
         if dtype != torch.int8:
             return cls(torch.zeros_like(parameter, dtype=dtype), torch.zeros_like(parameter, dtype=dtype))
         units = torch.zeros(len(parameter), 2, dtype=torch.float32, device=parameter.device)
-        return cls(*(torch.zeros_like(parameter, dtype=kind) for kind in (torch.int8, torch.uint8)), units)
+        mean, root = (torch.zeros_like(parameter, dtype=kind) for kind in (torch.int8, torch.uint8))
+        return cls(mean, root, units)
 
     def read(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Returns mean and mean square as numbers."""
