@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import bisect
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -68,6 +69,18 @@ class Call:
         return (self.attention_mask.to(device).long().cumsum(1) - 1)[:, -seq:]
 
 
+class _Passing(threading.local):
+    """What is known of the forward pass that a thread is in: threads never see each other's."""
+
+    def __init__(self) -> None:
+        self.call: Call | None = None
+        self.prompt_lengths: Tensor | None = None
+        self.encoder_mask: Tensor | None = None
+        self.inputs: dict[nn.Module, Tensor] = {}
+        self.latest: int | None = None
+        """Serial of the last action of other threads that this thread's passes meet; None for all."""
+
+
 class Session:
     """Carries what a prompt's pass left behind to the later passes of one generation; entered around each."""
 
@@ -76,10 +89,10 @@ class Session:
         self._prompt_lengths: Tensor | None = None
 
     def __enter__(self) -> None:
-        self._taps.prompt_lengths = self._prompt_lengths
+        self._taps.here.prompt_lengths = self._prompt_lengths
 
     def __exit__(self, *_: object) -> None:
-        self._prompt_lengths = self._taps.prompt_lengths
+        self._prompt_lengths = self._taps.here.prompt_lengths
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,21 +100,26 @@ class _Action:
     order: tuple[int, int, int]
     binding: Binding
     apply: Callable[[Tensor], Tensor | None]
+    thread: int
+    """The thread that it was installed by."""
+    is_own: bool
+    """Acts in that thread's passes alone."""
 
 
 class Taps:
-    """The readers and edits at work on one model."""
+    """The readers and edits at work on one model.
+
+    Edits and `read` act in the passes of all threads, `capture` reads its own thread's alone.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.call: Call | None = None
-        self.prompt_lengths: Tensor | None = None
+        self.here = _Passing()
+        self._lock = threading.Lock()
         self._actions: dict[tuple[nn.Module, str], list[_Action]] = {}
         self._handles: dict[tuple[nn.Module, str], Any] = {}
         self._call_handle: Any = None
-        self._inputs: dict[nn.Module, Tensor] = {}
         self._serial = 0
-        self._encoder_mask: Tensor | None = None
         self._parameters = list(inspect.signature(model.forward).parameters)
 
     def __len__(self) -> int:
@@ -121,6 +139,20 @@ class Taps:
         with self._installed(binding, lambda value: reader(value), reads=True):
             yield
 
+    def as_of_now(self) -> Callable[[], AbstractContextManager[None]]:
+        """Returns what opens blocks in which a thread's passes meet no edit that others install after this call."""
+        latest = self._serial
+
+        @contextmanager
+        def block() -> Iterator[None]:
+            before, self.here.latest = self.here.latest, latest
+            try:
+                yield
+            finally:
+                self.here.latest = before
+
+        return block
+
     def capture(self, bindings: dict[str, Binding], run: Callable[[], Any]) -> dict[str, Tensor]:
         """Runs the model by `run()` until the last of `bindings` has been read and returns what was read."""
         values: dict[str, Tensor] = {}
@@ -135,7 +167,7 @@ class Taps:
 
         with ExitStack() as stack:
             for name, binding in bindings.items():
-                stack.enter_context(self.read(binding, reader(name)))
+                stack.enter_context(self._installed(binding, reader(name), reads=True, is_own=True))
             with suppress(DeepestSiteReached):
                 run()
         missing = [name for name in bindings if name not in values]
@@ -146,25 +178,32 @@ class Taps:
         return values
 
     @contextmanager
-    def _installed(self, binding: Binding, apply: Callable[[Tensor], Tensor | None], reads: bool) -> Iterator[None]:
-        self._serial += 1
-        action = _Action((binding.rank, int(reads), self._serial), binding, apply)
+    def _installed(
+        self, binding: Binding, apply: Callable[[Tensor], Tensor | None], reads: bool, is_own: bool = False
+    ) -> Iterator[None]:
+        with self._lock:
+            self._serial += 1
+            serial = self._serial
+        thread = threading.get_ident()
+        action = _Action((binding.rank, int(reads), serial), binding, apply, thread, is_own)
         added = [((binding.module, binding.side), action)]
         if binding.residual is not None:
             # the layer's input, as resid_pre's own edits leave it, is half of the sum
             layer = binding.residual
 
             def remember(value: Tensor) -> None:
-                self._inputs[layer] = value
+                self.here.inputs[layer] = value
 
-            added.append(((layer, "input"), _Action((1_000, 1, self._serial), binding, remember)))
-        for key, entry in added:
-            self._add(key, entry)
+            added.append(((layer, "input"), _Action((1_000, 1, serial), binding, remember, thread, is_own)))
+        with self._lock:
+            for key, entry in added:
+                self._add(key, entry)
         try:
             yield
         finally:
-            for key, entry in added:
-                self._remove(key, entry)
+            with self._lock:
+                for key, entry in added:
+                    self._remove(key, entry)
 
     def _add(self, key: tuple[nn.Module, str], action: _Action) -> None:
         actions = self._actions.setdefault(key, [])
@@ -185,8 +224,8 @@ class Taps:
             self._handles.pop(key).remove()
         if not self._handles and self._call_handle is not None:
             self._call_handle.remove()
-            self._call_handle, self.call, self.prompt_lengths = None, None, None
-            self._inputs.clear()
+            self._call_handle, self.here.call, self.here.prompt_lengths = None, None, None
+            self.here.inputs.clear()
 
     def _note_call(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
@@ -197,16 +236,17 @@ class Taps:
         if not isinstance(mask, Tensor) or mask.ndim != 2:
             mask = None
         decoder_tokens = given.get("decoder_input_ids")
-        self._encoder_mask = mask
+        here = self.here
+        here.encoder_mask = mask
         if decoder_tokens is not None:
             tokens, mask = decoder_tokens, given.get("decoder_attention_mask")
         if tokens is None:
-            self.call = None
+            here.call = None
             return
         batch, seq = tokens.shape[:2]
         if start == 0:
-            self.prompt_lengths = torch.full((batch,), seq) if mask is None else mask.long().sum(1)
-        self.call = Call((batch, seq), start, mask, self.prompt_lengths)
+            here.prompt_lengths = torch.full((batch,), seq) if mask is None else mask.long().sum(1)
+        here.call = Call((batch, seq), start, mask, here.prompt_lengths)
 
     def _input_hook(self, key: tuple[nn.Module, str]) -> Callable[..., Any]:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -233,9 +273,13 @@ class Taps:
     def _run(self, key: tuple[nn.Module, str], given: Tensor) -> Tensor:
         value = given
         for action in tuple(self._actions.get(key, ())):
+            if self._is_hidden(action):
+                continue
             binding = action.binding
             if binding.residual is not None and key[1] == "output":
-                inner = self._shaped(binding, value + self._inputs[binding.residual].view_as(value))
+                inner = self._shaped(
+                    binding, value + self.here.inputs[binding.residual].to(value.device).view_as(value)
+                )
                 changed = action.apply(inner)
                 if changed is not None and changed is not inner:
                     # a delta leaves tokens that the edit left alone exactly as they were
@@ -247,10 +291,17 @@ class Taps:
                 value = changed.reshape(value.shape)
         return value
 
+    def _is_hidden(self, action: _Action) -> bool:
+        if action.thread == threading.get_ident():
+            return False
+        latest = self.here.latest
+        return action.is_own or (latest is not None and action.order[2] > latest)
+
     def _shaped(self, binding: Binding, value: Tensor) -> Tensor:
         """Gives a value its batch and seq axes (OPT's MLP flattens them) and, for heads, its head axis."""
-        if value.ndim == 2 and self.call is not None and value.shape[0] == self.call.shape[0] * self.call.shape[1]:
-            value = value.view(*self.call.shape, -1)
+        call = self.here.call
+        if value.ndim == 2 and call is not None and value.shape[0] == call.shape[0] * call.shape[1]:
+            value = value.view(*call.shape, -1)
         return value if binding.heads is None else value.unflatten(-1, (binding.heads, -1))
 
     def _edited(self, binding: Binding, wanted: Intervention, value: Tensor) -> Tensor:
@@ -280,13 +331,13 @@ class Taps:
 
     def _call_of(self, binding: Binding, value: Tensor) -> Call:
         if binding.site.stack == "encoder":
-            mask = self._encoder_mask
+            mask = self.here.encoder_mask
             shape = (value.shape[0], value.shape[1])
             lengths = torch.full((shape[0],), shape[1]) if mask is None else mask.long().sum(1)
             return Call(shape, 0, mask, lengths)
-        if self.call is None:
+        if self.here.call is None:
             return Call((value.shape[0], value.shape[1]), 0, None, torch.full((value.shape[0],), value.shape[1]))
-        return self.call
+        return self.here.call
 
 
 def _chosen(positions: slice | Sequence[int], call: Call, device: torch.device) -> Tensor:

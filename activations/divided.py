@@ -28,8 +28,15 @@ def divided(lm: LanguageModel, processes: Processes) -> LanguageModel:
         return lm
     together = copy.copy(lm)
     # rows may be read in a thread beside training: they need a line of their own
-    together.capture = partial(_capture, lm.capture, processes.with_another_line())  # pyright: ignore[reportAttributeAccessIssue]
+    line = processes.with_another_line()
+    together.capture = partial(_capture, lm.capture, line)  # pyright: ignore[reportAttributeAccessIssue]
+    together.goes_on = partial(_all_go_on, line)  # pyright: ignore[reportAttributeAccessIssue]
     return together
+
+
+def _all_go_on(processes: Processes, is_wanted: bool) -> bool:
+    """Says whether all processes want to go on, so that none waits for a pass that another one has given up."""
+    return all(bool(flag) for flag in processes.gather(torch.tensor([int(is_wanted)]), aside=True))
 
 
 def _capture(

@@ -8,12 +8,13 @@ with random ones.
 from __future__ import annotations
 
 import importlib.resources
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -40,6 +41,27 @@ class ModelConfig:
     half-precision arithmetic."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
+    device_map: str | dict[str, str | int] | None = None
+    """Spread the model over several devices through accelerate, instead of `device`: `auto`, `balanced`, `sequential`,
+    or a device (a GPU's number, `cpu`, `disk`) for each module's path. Rows come to the first module's device."""
+    offload_folder: str | None = None
+    """Folder for the weights of modules that `device_map` puts on `disk`."""
+    quantization: Literal["8bit", "4bit"] | None = None
+    """Quantise the weights while loading, through bitsandbytes, which must be installed. A quantised model is another
+    one: its SAEs and dictionaries do not go with the whole one's."""
+
+    def __post_init__(self) -> None:
+        if self.device_map is not None and self.device != "auto":
+            raise ValueError(
+                f"device={self.device} and device_map={self.device_map!r} were given, expected one of them: leave "
+                "device=auto beside a device_map"
+            )
+        on_disk = isinstance(self.device_map, dict) and "disk" in self.device_map.values()
+        if on_disk and self.offload_folder is None:
+            raise ValueError(
+                "device_map puts modules on disk and offload_folder is not given, expected a folder for their weights: "
+                "set model.offload_folder"
+            )
 
 
 def pick_device(device: str) -> torch.device:
@@ -73,6 +95,7 @@ def open_model(config: ModelConfig) -> tuple[Any, Any]:
     """Loads model and tokenizer; FileNotFoundError or ValueError says what is wrong with the source."""
     folder = _local_folder(config.name)
     device = pick_device(config.device)
+    placed = _placement(config, device)
     with _quiet_library():
         if folder is not None:
             _check_weights(folder)
@@ -82,10 +105,34 @@ def open_model(config: ModelConfig) -> tuple[Any, Any]:
             source = config.name
             extra = {"revision": config.revision} if config.revision else {}
         extra["trust_remote_code"] = config.trust_remote_code
-        return _load(config.name, source, extra, config.dtype, device)
+        return _load(config.name, source, extra, placed, config.dtype, device)
 
 
-def _load(name: str, source: str, extra: dict[str, Any], dtype: str, device: torch.device) -> tuple[Any, Any]:
+def _placement(config: ModelConfig, device: torch.device) -> dict[str, Any]:
+    """Returns how transformers is told to spread and quantise the weights; nothing for a whole model in one place."""
+    placed: dict[str, Any] = {}
+    if config.device_map is not None:
+        placed["device_map"] = config.device_map
+    if config.offload_folder is not None:
+        placed["offload_folder"] = config.offload_folder
+    if config.quantization is not None:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ValueError(
+                f"model.quantization={config.quantization} needs the package bitsandbytes, which is not installed: "
+                "install it (pip install bitsandbytes), or leave model.quantization out"
+            )
+        from transformers import BitsAndBytesConfig
+
+        chosen = {"load_in_8bit": True} if config.quantization == "8bit" else {"load_in_4bit": True}
+        placed["quantization_config"] = BitsAndBytesConfig(**chosen)
+        # quantised weights cannot be moved after loading
+        placed.setdefault("device_map", {"": str(device)})
+    return placed
+
+
+def _load(
+    name: str, source: str, extra: dict[str, Any], placed: dict[str, Any], dtype: str, device: torch.device
+) -> tuple[Any, Any]:
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoTokenizer
 
@@ -98,6 +145,7 @@ def _load(name: str, source: str, extra: dict[str, Any], dtype: str, device: tor
             dtype=_dtype(dtype, settings, device),
             use_safetensors=True,
             output_loading_info=True,
+            **placed,
             **extra,
         )
         tokenizer = AutoTokenizer.from_pretrained(source, **extra)
@@ -117,7 +165,44 @@ def _load(name: str, source: str, extra: dict[str, Any], dtype: str, device: tor
             f"the weights of {name!r} lack {missing[0]} (and {len(missing) - 1} others), expected all of "
             f"{type(model).__name__}'s: use a complete checkpoint"
         )
-    return model.to(device).eval(), tokenizer
+    return (model if placed else model.to(device)).eval(), tokenizer
+
+
+@contextmanager
+def weights_of(module: torch.nn.Module) -> Iterator[None]:
+    """Lets a module's own parameters be read while the block runs, also where they wait on disk or in host memory."""
+    from accelerate.utils import align_module_device
+
+    with align_module_device(module):
+        yield
+
+
+def each_parameter(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields a model's parameters under the names that `named_parameters` gives, tied ones once, each as it is."""
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    for prefix, module in model.named_modules():
+        own = [name for name, _ in module.named_parameters(recurse=False)]
+        with weights_of(module):
+            for name in own:
+                path = f"{prefix}.{name}" if prefix else name
+                if path not in tied:
+                    yield path, getattr(module, name)
+
+
+def is_spread(model: Any) -> bool:
+    """Says whether a model's modules may stand on several devices, or wait elsewhere till they are needed."""
+    return len(set(map(str, (getattr(model, "hf_device_map", None) or {}).values()))) > 1
+
+
+def input_device(model: Any) -> torch.device:
+    """Returns the device that a model reads its tokens on."""
+    if not is_spread(model):
+        return model.device
+    hook = getattr(model.get_input_embeddings(), "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    if device is None:
+        return model.device
+    return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
 
 
 def _model_class(settings: Any, kind: str) -> Any:

@@ -10,9 +10,9 @@ import copy
 import hashlib
 import inspect
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from activations.capture import Edit, Intervention, Taps
 from activations.generation import Decoding, generate_pieces
-from activations.loading import ModelConfig, open_model
+from activations.loading import ModelConfig, each_parameter, input_device, is_spread, open_model, weights_of
 from activations.sites import EXPERIMENTAL, SiteMap, submodule
 from activations.verification import verify
 from activations.vocabulary import vocabulary_strings
@@ -89,13 +89,21 @@ class LanguageModel:
         dtype: str = "auto",
         revision: str | None = None,
         trust_remote_code: bool = False,
+        **placement: Any,
     ) -> LanguageModel:
-        """Opens the embedded model, a local folder (never touching the network) or a hub name."""
-        return cls.from_config(
-            ModelConfig(
-                name=str(name), device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
-            )
+        """Opens the embedded model, a local folder (never touching the network) or a hub name.
+
+        `placement` takes what `ModelConfig` has for large models: device_map, offload_folder, quantization.
+        """
+        given = ModelConfig(
+            name=str(name),
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            **placement,
         )
+        return cls.from_config(given)
 
     @classmethod
     def from_config(cls, config: ModelConfig) -> LanguageModel:
@@ -107,7 +115,8 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        """Where tokens go in and captured rows come out; modules of a spread model may stand elsewhere."""
+        return input_device(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -172,6 +181,10 @@ class LanguageModel:
             state.update(value.flatten().view(torch.uint8).numpy().data)
             return state.digest()
 
+        if is_spread(self.model):
+            # one module after another, so that no more than its weights are in memory
+            by_name = {name: digest((name, value)) for name, value in each_parameter(self.model)}
+            return hashlib.sha256(b"".join(by_name[name] for name in sorted(by_name))).hexdigest()
         with ThreadPoolExecutor(4) as pool:
             digests = list(pool.map(digest, sorted(self.model.named_parameters(), key=lambda item: item[0])))
         return hashlib.sha256(b"".join(digests)).hexdigest()
@@ -350,7 +363,8 @@ class LanguageModel:
             raise ValueError("got no sites, expected at least one: name a site such as resid_post.0")
         inputs = self._inputs(tokens, mask)
         with self.lock:
-            return self.taps.capture(bindings, lambda: self.model(**inputs))
+            values = self.taps.capture(bindings, lambda: self.model(**inputs))
+        return {site: value.to(self.device) for site, value in values.items()} if is_spread(self.model) else values
 
     def activations(self, texts: str | Sequence[str] | Int[Tensor, "batch seq"], sites: Sequence[str]) -> Activations:
         """Returns the activations of texts (or of tokens without padding) at `sites`."""
@@ -371,6 +385,15 @@ class LanguageModel:
             for site, edit in edits.items():
                 stack.enter_context(self.taps.edit(self.site_map.binding(site), edit))
             yield
+
+    def goes_on(self, is_wanted: bool) -> bool:
+        """Says whether passes of this model go on; where processes share them, only while all want it."""
+        return is_wanted
+
+    def edits_as_of_now(self) -> Callable[[], AbstractContextManager[None]]:
+        """Returns what opens blocks whose passes, in a thread of their own, meet the edits that are at work now and
+        still are then, but none that other threads begin after this call."""
+        return self.taps.as_of_now()
 
     def stream(
         self,
@@ -426,7 +449,8 @@ class LanguageModel:
             raise ValueError(
                 f"{type(self.model).__name__} has no linear map from the residual stream to logits: use a decoder"
             )
-        weight = head.weight.detach().float()
+        with weights_of(head):
+            weight = head.weight.detach().float().to(self.device)
         if weight.shape[1] != self.d_model:
             raise ValueError(
                 f"{self.name} projects the stream from {self.d_model} to {weight.shape[1]} before its head"
@@ -442,9 +466,10 @@ class LanguageModel:
 
         directions = self.unembedding()
         norm = submodule(body_of(self.model), self._architecture.final_norm or "")
-        gain = getattr(norm, "weight", None)
-        if gain is not None:
-            directions = directions * (gain.detach().float() + self._architecture.norm_gain_offset)
+        if getattr(norm, "weight", None) is not None:
+            with weights_of(norm):
+                gain = norm.weight.detach().float().to(directions.device)  # pyright: ignore
+            directions = directions * (gain + self._architecture.norm_gain_offset)
         if isinstance(norm, torch.nn.LayerNorm):
             directions = directions - directions.mean(dim=1, keepdim=True)
         return directions

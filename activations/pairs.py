@@ -6,8 +6,8 @@ Enters: two models with one vocabulary. Leaves: a model that is the first one an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from jaxtyping import Bool, Int
@@ -73,6 +73,16 @@ class ModelPair(LanguageModel):
             if others:
                 stack.enter_context(self.second.intervene(others))
             yield
+
+    def edits_as_of_now(self) -> Callable[[], AbstractContextManager[None]]:
+        blocks = (super().edits_as_of_now(), self.second.edits_as_of_now())
+
+        @contextmanager
+        def both() -> Iterator[None]:
+            with blocks[0](), blocks[1]():
+                yield
+
+        return both
 
 
 def _check_vocabularies(first: LanguageModel, second: LanguageModel) -> None:

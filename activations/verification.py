@@ -61,7 +61,9 @@ def _read_everything(lm: LanguageModel, tokens: Tensor) -> tuple[dict[str, Tenso
             bindings[str(site)] = Binding(site, submodule(layer, norm or ""), "input", 0)
     with ExitStack() as exits, torch.no_grad():
         for name, binding in bindings.items():
-            exits.enter_context(lm.taps.read(binding, lambda value, name=name: values.__setitem__(name, value)))
+            exits.enter_context(
+                lm.taps.read(binding, lambda value, name=name: values.__setitem__(name, value.to(lm.device)))
+            )
         output = lm.forward(tokens)
     for name in bindings:
         if name not in values:
@@ -132,6 +134,7 @@ def _expect_equal(lm: LanguageModel, name: str, got: Tensor, expected: Tensor) -
 
 def _expect_close(lm: LanguageModel, name: str, got: Tensor, expected: Tensor) -> None:
     # two additions round by half a unit each, in units of the largest value that took part
+    expected = expected.to(got.device)
     scale = float(torch.maximum(got.abs().max(), expected.abs().max()))
     worst = float((got - expected).abs().max())
     if not worst <= 8 * torch.finfo(got.dtype).eps * scale:
