@@ -14,9 +14,11 @@ import hashlib
 import os
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from activations.chat import checked_messages
 
 Split = Literal["train", "heldout", "all"]
 
@@ -30,6 +32,8 @@ class Document:
 
     name: str
     text: str
+    messages: tuple[dict[str, Any], ...] = ()
+    """A conversation in place of the text, which the tokenizer's chat template makes of it (`activations.chat`)."""
 
 
 @dataclass
@@ -128,6 +132,12 @@ class DataConfig:
     """Column or key that holds the text, where a source has columns."""
     name_column: str | None = None
     """Column that names a document; without one it is called by file and row number."""
+    messages_column: str | None = None
+    """Column that holds conversations (lists of messages with `role` and `content`), read instead of `text_column`
+    through the chat template of the model's tokenizer."""
+    roles: list[str] = field(default_factory=list)
+    """Roles whose messages are trained on, evaluated and indexed, such as `[assistant]`; the model reads all. Empty for
+    every token, those that the template adds too."""
     context_tokens: int = 256
     """Length of a row of tokens."""
     prepend_bos: bool = False
@@ -151,6 +161,13 @@ class DataConfig:
         if self.exclude_outlier_norms is not None and not self.exclude_outlier_norms > 1:
             raise ValueError(
                 f"exclude_outlier_norms={self.exclude_outlier_norms}, expected a multiple of the median above 1: try 10"
+            )
+        if self.roles and self.messages_column is None:
+            raise ValueError(f"roles={self.roles} was given for plain text, expected messages_column beside it: set it")
+        if self.messages_column is not None and self.source == EMBEDDED:
+            raise ValueError(
+                f"messages_column={self.messages_column!r} was given for the embedded text, expected a source with "
+                "rows: set source to a .jsonl or .parquet file or a hub dataset"
             )
         for name in ("total_tokens", "heldout_tokens"):
             value = getattr(self, name)
@@ -213,6 +230,11 @@ def _local_documents(path: Path, config: DataConfig, split: Split) -> Iterator[D
     files.sort(key=lambda file: _scramble(file.relative_to(root).as_posix()))
     texts = [file for file in files if _suffix(file) in TEXT_SUFFIXES and file.stat().st_size > 0]
     wanted = [file for file in texts if in_split(file.relative_to(root).as_posix(), split, config.heldout_percent)]
+    if wanted and config.messages_column is not None:
+        raise ValueError(
+            f"{wanted[0]} is plain text and has no column {config.messages_column!r}, expected files with rows "
+            f"({', '.join(ROW_BUILDERS)}): leave out data.messages_column, or name such files"
+        )
     if wanted:
         rows = _local_rows("text", [str(file) for file in wanted], sample_by="document")
         current = wanted[0]
@@ -276,14 +298,22 @@ def _row_documents(rows: Iterator[dict[str, Any]], source: str, config: DataConf
         except (OSError, ValueError, UnicodeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"{source} cannot be read at row {number} ({reason}): repair or remove it") from error
-        for column in (config.text_column, config.name_column):
+        content_column = config.messages_column or config.text_column
+        for column in (content_column, config.name_column):
             if column is not None and column not in row:
                 near = difflib.get_close_matches(column, row, n=1)
                 hint = f" (nearest: {near[0]!r})" if near else ""
                 raise ValueError(
                     f"{source} has no column {column!r}{hint}, expected one of {', '.join(map(str, row))}: "
-                    "set data.text_column or data.name_column"
+                    "set data.text_column, data.messages_column or data.name_column"
                 )
+        name = f"{source}:{number}" if config.name_column is None else str(row[config.name_column])
+        if config.messages_column is not None:
+            given = row[config.messages_column]
+            messages = checked_messages(given, f"{source} row {number}, column {content_column!r}") if given else ()
+            if messages and in_split(name, split, config.heldout_percent):
+                yield Document(name, "", messages)
+            continue
         text = row[config.text_column]
         if text is None or (isinstance(text, str) and not text.strip()):
             continue
@@ -292,6 +322,5 @@ def _row_documents(rows: Iterator[dict[str, Any]], source: str, config: DataConf
                 f"{source} row {number}: column {config.text_column!r} holds {type(text).__name__}, expected text: "
                 "set data.text_column"
             )
-        name = f"{source}:{number}" if config.name_column is None else str(row[config.name_column])
         if in_split(name, split, config.heldout_percent):
             yield Document(name, text)

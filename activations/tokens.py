@@ -7,7 +7,7 @@ and its position there. Documents follow each other without gaps, cut wherever a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Int32, Int64
 from torch import Tensor
 
+from activations.chat import chat_tokens
 from activations.corpus import DataConfig, Document, Split, documents
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class TokenRows:
     """The token's position in its document, from 0; −1 at padding."""
     names: list[str]
     """Names of the documents, in order of their first token."""
+    kept: Bool[np.ndarray, "rows context"] | None = None
+    """True at tokens that are trained on, special ones aside; None for all (`data.roles` leaves some out)."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -56,17 +59,19 @@ class TokenRows:
         return self.documents >= 0
 
     def trained_mask(self, special_ids: Iterable[int]) -> Bool[np.ndarray, "rows context"]:
-        """Returns True at the tokens that are trained on: those that are neither padding nor special."""
+        """Returns True at the tokens that are trained on: neither padding nor special, nor left out by their role."""
         special = np.fromiter(special_ids, dtype=np.int32)
-        return self.mask() & ~np.isin(self.tokens, special)
+        trained = self.mask() & ~np.isin(self.tokens, special)
+        return trained if self.kept is None else trained & self.kept
 
     def batches(self, batch_rows: int) -> Iterator[TokenRows]:
         """Yields slices of at most `batch_rows` rows (views, all with the same names)."""
         for start in range(0, len(self), batch_rows):
             yield self[start : start + batch_rows]
 
-    def __getitem__(self, rows: slice) -> TokenRows:
-        return TokenRows(self.tokens[rows], self.documents[rows], self.positions[rows], self.names)
+    def __getitem__(self, rows: slice | np.ndarray) -> TokenRows:
+        kept = None if self.kept is None else self.kept[rows]
+        return TokenRows(self.tokens[rows], self.documents[rows], self.positions[rows], self.names, kept)
 
     def torch_tokens(self, device: torch.device | str = "cpu") -> Int64[Tensor, "rows context"]:
         """Returns the ids as a tensor for a model."""
@@ -91,6 +96,8 @@ class TokenRows:
         for array in (self.tokens, self.documents, self.positions):
             state.update(np.ascontiguousarray(array, dtype="<i4").data)
         state.update("\n".join(self.names).encode())
+        if self.kept is not None:
+            state.update(np.packbits(self.kept).data)
         return state.hexdigest()
 
 
@@ -101,11 +108,13 @@ def iter_token_rows(
     prepend_bos: bool = False,
     total_tokens: int | None = None,
     chunk_rows: int = 4096,
+    roles: Sequence[str] = (),
 ) -> Iterator[TokenRows]:
     """Packs documents into chunks of `chunk_rows` rows, holding no more than a chunk in memory.
 
     Document numbers run through all chunks; every chunk's `names` holds all names so far. With `total_tokens` the
-    last document is cut to reach exactly that many tokens, where there are as many.
+    last document is cut to reach exactly that many tokens, where there are as many. With `roles`, of conversations only
+    the tokens of these are kept for training.
     """
     if context_tokens > lm.context_tokens and lm.kind != "encoder-decoder":
         raise ValueError(
@@ -115,51 +124,61 @@ def iter_token_rows(
     names: list[str] = []
     held: list[np.ndarray] = []
     held_tokens, left = 0, total_tokens
-    for number, (name, ids) in enumerate(_tokenised(texts, lm, prepend_bos)):
+    for number, (name, ids, chosen) in enumerate(_tokenised(texts, lm, prepend_bos, roles)):
         if left is not None:
             if left == 0:
                 break
             ids = ids[:left]
             left -= len(ids)
         names.append(name)
-        block = np.empty((3, len(ids)), dtype=np.int32)
-        block[0], block[1], block[2] = ids, number, np.arange(len(ids))
+        block = np.empty((4, len(ids)), dtype=np.int32)
+        block[0], block[1], block[2], block[3] = ids, number, np.arange(len(ids)), 1
+        if roles:
+            block[3] = chosen[: len(ids)]
         held.append(block)
         held_tokens += len(ids)
         if held_tokens >= chunk_rows * context_tokens:
             joined = np.concatenate(held, axis=1)
             whole = chunk_rows * context_tokens
             while joined.shape[1] >= whole:
-                yield _rectangle(joined[:, :whole], context_tokens, names)
+                yield _rectangle(joined[:, :whole], context_tokens, names, bool(roles))
                 joined = joined[:, whole:]
             held, held_tokens = [joined], joined.shape[1]
     if held_tokens:
         joined = np.concatenate(held, axis=1)
         short = -joined.shape[1] % context_tokens
-        padding = np.full((3, short), -1, dtype=np.int32)
+        padding = np.full((4, short), -1, dtype=np.int32)
         padding[0] = lm.pad_id
-        yield _rectangle(np.concatenate([joined, padding], axis=1), context_tokens, names)
+        yield _rectangle(np.concatenate([joined, padding], axis=1), context_tokens, names, bool(roles))
 
 
-def _rectangle(block: np.ndarray, context_tokens: int, names: list[str]) -> TokenRows:
-    tokens, owners, positions = (np.ascontiguousarray(part).reshape(-1, context_tokens) for part in block)
-    return TokenRows(tokens, owners, positions, names)
+def _rectangle(block: np.ndarray, context_tokens: int, names: list[str], has_roles: bool) -> TokenRows:
+    tokens, owners, positions, kept = (np.ascontiguousarray(part).reshape(-1, context_tokens) for part in block)
+    return TokenRows(tokens, owners, positions, names, kept == 1 if has_roles else None)
 
 
 def _tokenised(
-    texts: Iterable[Document], lm: LanguageModel, prepend_bos: bool
-) -> Iterator[tuple[str, Int64[np.ndarray, " tokens"]]]:
+    texts: Iterable[Document], lm: LanguageModel, prepend_bos: bool, roles: Sequence[str]
+) -> Iterator[tuple[str, Int64[np.ndarray, " tokens"], list[bool]]]:
+    """Yields each document's name, its ids, and which of them belong to `roles` (all of a plain text)."""
     bos = getattr(lm.tokenizer, "bos_token_id", None)
     if prepend_bos and bos is None:
         raise ValueError(
             f"prepend_bos is set, but the tokenizer of {lm.name} has no BOS token: set data.prepend_bos=false"
         )
     for chunk in _bounded(texts):
-        for document, ids in zip(chunk, lm.encode([document.text for document in chunk]), strict=True):
+        plain = [document.text for document in chunk if not document.messages]
+        encoded = iter(lm.encode(plain) if plain else ())
+        for document in chunk:
+            if document.messages:
+                ids, chosen = chat_tokens(lm, document.messages, document.name, roles)
+            else:
+                ids = next(encoded)
+                chosen = [True] * len(ids)
             if prepend_bos and ids[:1] != [bos]:
-                ids = [bos, *ids]
+                ids, chosen = [bos, *ids], [not roles, *chosen]
             if ids:
-                yield document.name, np.asarray(ids, dtype=np.int64)
+                yield document.name, np.asarray(ids, dtype=np.int64), chosen
 
 
 def _bounded(texts: Iterable[Document]) -> Iterator[list[Document]]:
@@ -179,18 +198,24 @@ def pack_documents(
     context_tokens: int,
     prepend_bos: bool = False,
     total_tokens: int | None = None,
+    roles: Sequence[str] = (),
 ) -> TokenRows:
-    """Packs documents into one `TokenRows`; ValueError if there is no token."""
-    chunks = list(iter_token_rows(texts, lm, context_tokens, prepend_bos, total_tokens))
+    """Packs documents into one `TokenRows`; ValueError if there is no token, or none of `roles`."""
+    chunks = list(iter_token_rows(texts, lm, context_tokens, prepend_bos, total_tokens, roles=roles))
     if not chunks:
         raise ValueError("the documents hold no tokens, expected some: name another data source")
     parts = (
         np.concatenate([getattr(chunk, name) for chunk in chunks]) for name in ("tokens", "documents", "positions")
     )
-    return TokenRows(*parts, names=chunks[-1].names)
+    kept = np.concatenate([chunk.kept for chunk in chunks if chunk.kept is not None]) if roles else None
+    if kept is not None and not kept.any():
+        raise ValueError(
+            f"no message has a role among {', '.join(roles)}, expected some: correct data.roles, or leave it out"
+        )
+    return TokenRows(*parts, names=chunks[-1].names, kept=kept)
 
 
 def token_rows(lm: LanguageModel, data: DataConfig, split: Split = "train") -> TokenRows:
     """Reads, tokenises and packs the documents of a config's `split`, up to the tokens it asks for."""
     limit = data.heldout_tokens if split == "heldout" else data.total_tokens
-    return pack_documents(documents(data, split), lm, data.context_tokens, data.prepend_bos, limit)
+    return pack_documents(documents(data, split), lm, data.context_tokens, data.prepend_bos, limit, data.roles)

@@ -212,7 +212,7 @@ def _measure(saes: dict[str, SAE], lm: LanguageModel, data: DataConfig) -> dict[
     rows = token_rows(lm, data, "heldout")
     whole = rows.mask().all(axis=1)
     batch_rows = max(1, min(4096, LOGITS_AT_ONCE // lm.vocab_size) // rows.context_tokens)
-    tokens = (part.torch_tokens(lm.device) for part in rows[: int(whole.sum())].batches(batch_rows) if len(part))
+    tokens = (_tokens(part, lm) for part in rows[: int(whole.sum())].batches(batch_rows) if len(part))
     sites = sorted({site for sae in saes.values() for site in (*sae.sites, *sae.target_sites)})
     scored = lm.kind == "decoder" and bool(whole.any())
     return evaluate_together(
@@ -221,6 +221,12 @@ def _measure(saes: dict[str, SAE], lm: LanguageModel, data: DataConfig) -> dict[
         lm=lm if scored else None,
         tokens=tokens if scored else None,
     )
+
+
+def _tokens(part: TokenRows, lm: LanguageModel) -> Any:
+    """The tokens of a batch, with those that SAEs rewrite where roles leave some out."""
+    tokens = part.torch_tokens(lm.device)
+    return tokens if part.kept is None else (tokens, torch.from_numpy(part.kept).to(lm.device))
 
 
 def _norm_limits(saes: dict[str, SAE]) -> dict[str, float]:

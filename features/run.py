@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 DRAWN_FEATURES = 20
 # what is held out, or left out of training, is no part of the store: asking for more of it keeps the store
 UNSTORED_DATA = ("heldout_tokens", "exclude_outlier_norms")
+# stores of plain text do not mention these, so that those made before there were chats go on being used
+CHAT_DATA = ("messages_column", "roles")
 FIXED_SECTIONS = ("model", "compare_model", "data", "harvest", "saes", "train")
 
 
@@ -199,7 +201,8 @@ class _Run:
 
     def _store_provenance(self) -> dict[str, Any]:
         data = asdict(self.config.data)
-        facts: dict[str, Any] = {"data": {key: data[key] for key in data if key not in UNSTORED_DATA}}
+        stored = {key: data[key] for key in data if key not in UNSTORED_DATA and (data[key] or key not in CHAT_DATA)}
+        facts: dict[str, Any] = {"data": stored}
         return facts | _second_model(self.lm)
 
     def train(self, store: ActivationStore | None, resume: bool) -> list[TrainResult]:

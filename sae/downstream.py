@@ -10,7 +10,8 @@ Enters: SAEs, a language model, batches of tokens without padding. Leaves: cross
    sites read so far: later sites' latents write nothing there. A crosscoder needs all sites at once: it reads them in
    the untouched pass, and their reconstructions are written together, then one by one. Where it compares two models,
    the first one's sites are written, whose predictions are measured.
-4. Special tokens keep their own activations where the SAE was trained without them.
+4. Special tokens keep their own activations where the SAE was trained without them, and so do those of other roles
+   than the conversations' that it was trained on.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from activations.pairs import is_compared
@@ -29,6 +30,8 @@ from sae.codes import Codes
 from sae.model import SAE, normalized
 from sae.standard_errors import RatioSums
 
+Tokens = Int[Tensor, "_ seq"] | tuple[Int[Tensor, "_ seq"], Bool[Tensor, "_ seq"]]
+"""Tokens without padding, or these with a mask of those that an SAE rewrites."""
 Edits = dict[str, Callable[[Tensor], Tensor]]
 
 
@@ -43,9 +46,13 @@ def reconstruct(sae: SAE, x: Float[Tensor, "n ..."], codes: Codes) -> Float[Tens
 
 @torch.no_grad()
 def downstream_figures(
-    saes: Mapping[str, SAE], lm: Any, tokens: Iterable[Int[Tensor, "_ seq"]]
+    saes: Mapping[str, SAE],
+    lm: Any,
+    tokens: Iterable[Tokens],
 ) -> dict[str, dict[str, Any]]:
     """Returns the downstream fields of `sae.evaluation.Metrics` for every SAE.
+
+    Tokens that come with a mask keep their own activations where it is False.
 
     Raises:
         ValueError: no tokens.
@@ -54,7 +61,8 @@ def downstream_figures(
     gathered = sorted({site for sae in saes.values() if _needs_all_sites(sae) for site in sae.sites})
     count = 0
     with progress("cross-entropy", None, "tok") as advance:
-        for batch in tokens:
+        for given in tokens:
+            batch, rewritten = given if isinstance(given, tuple) else (given, None)
             special = torch.isin(batch, torch.tensor(sorted(lm.special_ids), dtype=batch.dtype, device=batch.device))
             clean_at: dict[str, Tensor] = {}
             with lm.intervene({site: _recorder(clean_at, site) for site in gathered}):
@@ -63,7 +71,9 @@ def downstream_figures(
                 clean_at |= lm.capture(batch, None, unread)
             zero: dict[tuple[str, ...], Tensor] = {}
             for share in shares.values():
-                share.measure(lm, batch, special, clean, clean_at, zero)
+                kept = special if excludes_special_tokens(share.sae) else torch.zeros_like(special)
+                kept = kept if rewritten is None else kept | ~rewritten.to(kept.device)
+                share.measure(lm, batch, kept, clean, clean_at, zero)
             count += clean.nll.numel()
             advance(batch.numel())
     if not count:
@@ -105,7 +115,7 @@ class _Share:
         self,
         lm: Any,
         batch: Tensor,
-        special: Tensor,
+        kept: Tensor,
         clean: _Predictions,
         clean_at: Mapping[str, Tensor],
         zero: dict[tuple[str, ...], Tensor],
@@ -113,7 +123,6 @@ class _Share:
         cuts = self.cuts()
         if not self.sums:
             self.sums = [RatioSums() for _ in cuts]
-        kept = special if excludes_special_tokens(self.sae) else torch.zeros_like(special)
         writer = _Writer(self, kept, clean_at)
         total = clean.nll.double().sum(1, keepdim=True).cpu()
         for sums, cut in zip(self.sums, cuts, strict=True):

@@ -23,11 +23,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from sae.codes import Codes
-from sae.downstream import downstream_figures, reconstruct
+from sae.downstream import Tokens, downstream_figures, reconstruct
 from sae.geometry import nearest_rows
 from sae.model import SAE
 from sae.sparse import RaggedCodes, code_gradients
@@ -163,9 +163,7 @@ class Metrics:
 
 
 @torch.no_grad()
-def evaluate(
-    sae: SAE, rows: Iterable[Rows], *, lm: Any = None, tokens: Iterable[Int[Tensor, "_ seq"]] | None = None
-) -> Metrics:
+def evaluate(sae: SAE, rows: Iterable[Rows], *, lm: Any = None, tokens: Iterable[Tokens] | None = None) -> Metrics:
     """Measures `sae` on `rows` and, given a language model and tokens, what its reconstruction costs the model.
 
     Rows are Float[n, d_in] (Float[n, sites, d_in] for crosscoders); pairs (x, y) of these for transcoders and
@@ -192,7 +190,7 @@ def evaluate_together(
     rows: Iterable[Mapping[str, Float[Tensor, "_ _"]]],
     *,
     lm: Any = None,
-    tokens: Iterable[Int[Tensor, "_ seq"]] | None = None,
+    tokens: Iterable[Tokens] | None = None,
 ) -> dict[str, Metrics]:
     """Measures several SAEs of one model in one pass over `rows`, which come by site, and one over `tokens`.
 
