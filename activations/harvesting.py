@@ -21,9 +21,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from activations.buckets import capture_tokens
 from activations.processes import current
 from activations.progress import progress
-from activations.store import DTYPES, ActivationStore, Manifest, check_space
+from activations.quantized import quantized
+from activations.store import (
+    DTYPES,
+    FORMAT,
+    FORMAT_INT8,
+    ActivationStore,
+    Manifest,
+    check_space,
+    scale_name,
+)
 from activations.tokens import TokenRows
 
 if TYPE_CHECKING:
@@ -38,8 +48,9 @@ class HarvestConfig:
 
     sites: list[str] = field(default_factory=list)
     """Sites to harvest; empty for those that the config's SAEs read."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Type in which rows are stored."""
+    dtype: Literal["bfloat16", "float32", "int8"] = "bfloat16"
+    """Type in which rows are stored. `int8` takes half the room of bfloat16, at a loss that
+    `python -m benchmarks.eight_bits` measures; it concerns stores alone (streams hold bfloat16 then)."""
     batch_tokens: int = 8192
     """Tokens in one forward pass."""
     shard_rows: int = 65_536
@@ -47,7 +58,8 @@ class HarvestConfig:
     store: bool = True
     """Keep rows on disk; otherwise they go straight into training through a shuffle buffer."""
     buffer_rows: int = 262_144
-    """Rows that are mixed together in memory: the shuffle buffer of a stream, a window of a store."""
+    """Rows that are mixed together: the shuffle buffer of a stream (with what is drawn ahead, twice as many are in
+    memory), the largest window of a store (whole shards; the next one is read meanwhile)."""
 
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "shard_rows", "buffer_rows"):
@@ -69,16 +81,9 @@ class RowBatch:
 
 def row_batch(lm: LanguageModel, rows: TokenRows, sites: Sequence[str], excluded: frozenset[int]) -> RowBatch:
     """Reads the activations of the tokens of `rows` that are neither padding nor `excluded`."""
-    keep = rows.trained_mask(excluded).ravel()
-    captured = lm.capture(rows.torch_tokens(), rows.torch_mask(), sites)
-    everything = bool(keep.all())
-    chosen = None if everything else torch.from_numpy(np.flatnonzero(keep)).to(lm.device)
-    values: dict[str, Tensor] = {}
-    for site, value in captured.items():
-        flat = value.reshape(keep.size, -1)
-        values[site] = flat if chosen is None else flat.index_select(0, chosen)
-    documents, positions = rows.documents.ravel()[keep], rows.positions.ravel()[keep]
-    batch = RowBatch(values, documents, positions)
+    keep = rows.trained_mask(excluded)
+    values = capture_tokens(lm, rows.tokens, rows.mask(), keep, sites)
+    batch = RowBatch(values, rows.documents[keep], rows.positions[keep])
     _check_finite(batch, rows.names)
     return batch
 
@@ -151,6 +156,7 @@ def _manifest(
     return Manifest(
         sites={site: lm.site_width(site) for site in sites},
         dtype=config.dtype,
+        format=FORMAT_INT8 if config.dtype == "int8" else FORMAT,
         n_shards=-(-len(rows) // shard_token_rows),
         shard_token_rows=shard_token_rows,
         batch_token_rows=max(1, config.batch_tokens // rows.context_tokens),
@@ -203,11 +209,17 @@ def _shard(
     keep = part.trained_mask(excluded)
     count, done = int(np.count_nonzero(keep)), 0
     tensors = {site: torch.empty((count, width), dtype=dtype) for site, width in manifest.sites.items()}
+    if dtype == torch.int8:
+        tensors |= {scale_name(site): torch.empty(count, dtype=torch.float32) for site in manifest.sites}
     for batch_rows in part.batches(manifest.batch_token_rows):
         batch = row_batch(lm, batch_rows, list(manifest.sites), excluded)
         size = len(batch.documents)
+        here = slice(done, done + size)
         for site, value in batch.values.items():
-            tensors[site][done : done + size].copy_(value)
+            if dtype == torch.int8:
+                value, scales = quantized(value)
+                tensors[scale_name(site)][here].copy_(scales)
+            tensors[site][here].copy_(value)
         done += size
         advance(batch_rows.tokens.size)
     tensors["document"] = torch.from_numpy(part.documents[keep])

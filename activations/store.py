@@ -3,7 +3,8 @@
     store/
       manifest.json               what the store holds: sites, widths, dtype, shards to come, provenance
       shards-00000.jsonl          one line per finished shard of process 0: name, rows, bytes, sha256
-      shard-00000.safetensors     all sites' rows of one range of token rows, with their document and position
+      shard-00000.safetensors     all sites' rows of one range of token rows, with their document and position; of int8
+                                  rows also `<site>/scale`
 
 A shard is written under another name, flushed to disk and renamed, and only then entered in the list: what the list
 names is whole. Which rows a shard holds depends on the token rows alone, not on who writes it or when, so a killed
@@ -18,16 +19,34 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from activations.quantized import dequantized
+
+if TYPE_CHECKING:
+    from activations.store_rows import StoreRows
+
 FORMAT = "glassbox-activations-1"
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+FORMAT_INT8 = "glassbox-activations-2"
+"""Of stores whose rows are integers with scales: readers that know only the first would take them for activations."""
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "int8": torch.int8,
+}
+ROW_DTYPES = DTYPES | {"int8": torch.bfloat16}
+"""Type of the rows that readers get, by the type in which they are kept."""
+
+
+def scale_name(site: str) -> str:
+    """Returns the name of the tensor that holds the scales of an int8 site's rows."""
+    return f"{site}/scale"
 
 
 @runtime_checkable
@@ -121,7 +140,7 @@ class ActivationStore:
             raise FileNotFoundError(f"{path} holds no manifest.json, expected an activation store: harvest one first")
         try:
             stored = json.loads((path / "manifest.json").read_text())
-            if stored.get("format") != FORMAT:
+            if stored.get("format") not in (FORMAT, FORMAT_INT8):
                 raise ValueError(f"format {stored.get('format')!r}")
             manifest = Manifest(**stored)
         except (ValueError, TypeError, AttributeError) as error:
@@ -156,7 +175,13 @@ class ActivationStore:
 
     @property
     def dtype(self) -> torch.dtype:
+        """Type in which rows are kept."""
         return DTYPES[self.manifest.dtype]
+
+    @property
+    def row_dtype(self) -> torch.dtype:
+        """Type of the rows that `rows` gives."""
+        return ROW_DTYPES[self.manifest.dtype]
 
     @property
     def n_rows(self) -> int:
@@ -188,6 +213,11 @@ class ActivationStore:
 
     def read(self, index: int, name: str) -> Tensor:
         """Returns one tensor of a shard: a site's rows, or each row's `document` or `position`."""
+        if self.manifest.dtype == "int8" and name in self.manifest.sites:
+            return dequantized(self._read(index, name), self._read(index, scale_name(name)), self.row_dtype)
+        return self._read(index, name)
+
+    def _read(self, index: int, name: str) -> Tensor:
         from safetensors import SafetensorError, safe_open
 
         file = self.path / shard_file(index)
@@ -199,6 +229,10 @@ class ActivationStore:
                 f"{file} is damaged ({error}), expected a whole shard: delete the store, harvest again"
             ) from error
 
+    def read_rows(self, index: int, sites: Sequence[str]) -> dict[str, Tensor]:
+        """Returns the rows of some sites of a shard."""
+        return {site: self.read(index, site) for site in sites}
+
     def rows(
         self,
         site: str | Sequence[str],
@@ -209,11 +243,15 @@ class ActivationStore:
         shuffle: bool = True,
         window_rows: int = 262_144,
     ) -> StoreRows:
-        """Returns the rows of a site: shards in random order, rows mixed within windows of about `window_rows`.
+        """Returns the rows of a site: shards in random order, rows mixed within windows of whole shards.
+
+        Windows hold as many shards as fit in `window_rows`, and at least one; `StoreRows.mixing` says how many rows.
 
         Of several sites: dicts by site, whose tensors hold the same tokens in the same order, which is that of each of
         the sites alone. `epochs=None` goes round without end. Without `shuffle` rows come in the order of the corpus.
         """
+        from activations.store_rows import StoreRows
+
         return StoreRows(self, site, seed, epochs, chunk_rows, shuffle, window_rows)
 
     def write(self, index: int, tensors: dict[str, Tensor], process: int = 0) -> ShardEntry:
@@ -314,110 +352,3 @@ def check_space(path: Path, needed_bytes: int) -> None:
             f"the disk of {path} has {free / 1e9:.2f} GB free, the activations take {needed_bytes / 1e9:.2f} GB: "
             "free space, harvest fewer tokens or sites, or set harvest.store=false"
         )
-
-
-class StoreRows:
-    """Rows of one or several sites from a store; iterating again after `restore` goes on, otherwise starts anew."""
-
-    def __init__(
-        self,
-        store: ActivationStore,
-        site: str | Sequence[str],
-        seed: int,
-        epochs: int | None,
-        chunk_rows: int,
-        shuffle: bool,
-        window_rows: int,
-    ) -> None:
-        if not store.n_rows:
-            raise ValueError(f"store at {store.path} holds no rows, expected some: harvest again")
-        self.sites = [site] if isinstance(site, str) else list(site)
-        self._single = isinstance(site, str)
-        self.d_in = sum(store.d_in(name) for name in self.sites)
-        self.store = store
-        self._seed, self._epochs, self._chunk_rows = seed, epochs, chunk_rows
-        self._shuffle, self._window_rows = shuffle, window_rows
-        self._epoch, self._window, self._row = 0, 0, 0
-        self._start = (0, 0, 0)
-
-    @property
-    def n_rows(self) -> int | None:
-        """Rows in all epochs; None if they never end."""
-        return None if self._epochs is None else self._epochs * self.store.n_rows
-
-    def state(self) -> dict[str, Tensor]:
-        """Returns the place after the last yielded chunk, and what the order depends on."""
-        place = torch.tensor([self._epoch, self._window, self._row])
-        return {"place": place, "order": torch.tensor(self._order())}
-
-    def _order(self) -> list[int]:
-        return [self._seed, self._chunk_rows, int(self._shuffle), self._window_rows, self.store.n_rows]
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Goes on, in the next iteration, after the chunk that `state` was taken behind."""
-        if state["order"].tolist() != self._order():
-            raise ValueError(
-                f"the state belongs to rows in another order {state['order'].tolist()}, expected {self._order()} "
-                "(seed, chunk_rows, shuffle, window_rows, rows): resume with the same settings"
-            )
-        epoch, window, row = state["place"].tolist()
-        self._start = (epoch, window, row)
-        self._epoch, self._window, self._row = self._start
-
-    def __iter__(self) -> Iterator[Any]:
-        (self._epoch, self._window, self._row), self._start = self._start, (0, 0, 0)
-        with ThreadPoolExecutor(1, thread_name_prefix="store-rows") as pool:
-            upcoming: Future[dict[str, Tensor]] | None = None
-            while self._epochs is None or self._epoch < self._epochs:
-                windows = self._windows(self._epoch)
-                while self._window < len(windows):
-                    rows = upcoming.result() if upcoming else self._load(windows[self._window])
-                    upcoming = self._load_next(pool, windows)
-                    size = len(rows[self.sites[0]])
-                    order = self._permutation(size, self._epoch, self._window + 1)
-                    while self._row < size:
-                        chosen = slice(self._row, self._row + self._chunk_rows)
-                        chunk = {
-                            site: value[chosen] if order is None else value.index_select(0, order[chosen])
-                            for site, value in rows.items()
-                        }
-                        self._row = min(self._row + self._chunk_rows, size)
-                        yield chunk[self.sites[0]] if self._single else chunk
-                    self._window, self._row = self._window + 1, 0
-                self._epoch, self._window = self._epoch + 1, 0
-
-    def _load_next(self, pool: ThreadPoolExecutor, windows: Sequence[Sequence[int]]) -> Future[Any] | None:
-        """Starts reading the window after this one, of the next epoch if need be."""
-        if self._window + 1 < len(windows):
-            return pool.submit(self._load, windows[self._window + 1])
-        if self._epochs is None or self._epoch + 1 < self._epochs:
-            return pool.submit(self._load, self._windows(self._epoch + 1)[0])
-        return None
-
-    def _windows(self, epoch: int) -> list[list[int]]:
-        """Groups the shards of an epoch, in its order, into windows of about `window_rows` rows."""
-        shards = [index for index, entry in self.store.shards.items() if entry.rows]
-        order = self._permutation(len(shards), epoch, 0)
-        windows: list[list[int]] = []
-        rows = self._window_rows
-        for place in range(len(shards)) if order is None else order.tolist():
-            entry = self.store.shards[shards[place]]
-            if rows + entry.rows > self._window_rows:
-                windows.append([])
-                rows = 0
-            windows[-1].append(entry.index)
-            rows += entry.rows
-        return windows
-
-    def _permutation(self, count: int, epoch: int, part: int) -> Tensor | None:
-        if not self._shuffle:
-            return None
-        key = hashlib.blake2b(f"{self._seed} {epoch} {part}".encode(), digest_size=7).digest()
-        return torch.randperm(count, generator=torch.Generator().manual_seed(int.from_bytes(key, "big")))
-
-    def _load(self, shards: Sequence[int]) -> dict[str, Tensor]:
-        loaded: dict[str, Tensor] = {}
-        for site in self.sites:
-            parts = [self.store.read(index, site) for index in shards]
-            loaded[site] = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return loaded

@@ -34,6 +34,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from activations.buckets import capture_tokens
 from activations.processes import current
 from activations.progress import progress
 from features import geometry, schema, wiring
@@ -119,10 +120,9 @@ def arrange_corpus(rows: Any, special_ids: frozenset[int], total_tokens: int | N
     Raises:
         ValueError: no token to index, or a token that stands in the text twice.
     """
+    if total_tokens is not None and rows.tokens.size:
+        rows = rows[: max(1, -(-total_tokens // rows.tokens.shape[1]))]
     tokens, documents, positions = (np.asarray(part) for part in (rows.tokens, rows.documents, rows.positions))
-    if total_tokens is not None and tokens.size:
-        keep_rows = max(1, -(-total_tokens // tokens.shape[1]))
-        tokens, documents, positions = tokens[:keep_rows], documents[:keep_rows], positions[:keep_rows]
     if not _in_order(documents, positions):
         real = documents >= 0
         first = np.where(real.any(1), real.argmax(1), 0)
@@ -130,6 +130,7 @@ def arrange_corpus(rows: Any, special_ids: frozenset[int], total_tokens: int | N
         order = np.lexsort(
             (positions[line, first], np.where(real.any(1), documents[line, first], np.iinfo(np.int32).max))
         )
+        rows = rows[order]
         tokens, documents, positions = tokens[order], documents[order], positions[order]
         if not _in_order(documents, positions):
             raise ValueError(
@@ -141,11 +142,13 @@ def arrange_corpus(rows: Any, special_ids: frozenset[int], total_tokens: int | N
     ordinal_of[real] = np.arange(int(real.sum()))
     flat = tokens[real].astype(np.int32)
     is_indexed = ~np.isin(flat, np.fromiter(special_ids, dtype=np.int32, count=len(special_ids)))
+    if rows.kept is not None:
+        is_indexed &= rows.kept[real]
     if not is_indexed.any():
         raise ValueError(f"no token to index among {flat.size} tokens: expected text; check the data section")
     columns = np.broadcast_to(np.arange(documents.shape[1], dtype=np.int32), documents.shape)
     return Corpus(
-        dataclasses.replace(rows, tokens=tokens, documents=documents, positions=positions),
+        rows,
         ordinal_of,
         flat,
         documents[real].astype(np.int32),
@@ -177,19 +180,13 @@ def encode_events(
     indexed[corpus.ordinal_of >= 0] = corpus.is_indexed
     for number in batches:
         rows = slice(number * batch_rows, (number + 1) * batch_rows)
-        ids = torch.from_numpy(tokens[rows].astype(np.int64)).to(lm.device)
-        mask = torch.from_numpy(corpus.ordinal_of[rows] >= 0).to(lm.device)
-        wanted = indexed[rows].reshape(-1)
+        is_token, wanted = corpus.ordinal_of[rows] >= 0, indexed[rows]
         with torch.no_grad():
-            captured = lm.capture(ids, mask, sites)
-            chosen = None if wanted.all() else torch.from_numpy(np.flatnonzero(wanted)).to(lm.device)
-            kept: dict[str, torch.Tensor] = {}
-            for site, x in captured.items():
-                x = x.reshape(wanted.size, -1)
-                kept[site] = (x if chosen is None else x[chosen]).to(device)
+            captured = capture_tokens(lm, tokens[rows], is_token, wanted, sites)
+            kept = {site: x.to(device) for site, x in captured.items()}
             codes = wiring.encode_sites(sae, kept)
         values, indices = codes.values.float().cpu().numpy(), codes.indices.cpu().numpy()
-        ordinals = corpus.ordinal_of[rows].reshape(-1)[wanted]
+        ordinals = corpus.ordinal_of[rows][wanted]
         for site, x in kept.items():
             _check_finite(x, site, ordinals, corpus)
         is_event = (indices >= 0) & (values != 0)
@@ -199,7 +196,7 @@ def encode_events(
         else:
             flat = is_event.reshape(-1)
             events = indices[is_event], row_of[flat], values[is_event]
-        yield events[0], events[1], events[2], int((corpus.ordinal_of[rows] >= 0).sum())
+        yield events[0], events[1], events[2], int(is_token.sum())
 
 
 def _check_finite(x: torch.Tensor, site: str, ordinals: np.ndarray, corpus: Corpus) -> None:
@@ -399,6 +396,8 @@ def _fingerprint(sae: Any, lm: Any, corpus: Corpus, config: IndexConfig, exclude
     digest.update(lm.weight_hash().encode())
     for part in (corpus.rows.tokens, corpus.rows.documents, corpus.rows.positions):
         digest.update(np.ascontiguousarray(part).tobytes())
+    if corpus.rows.kept is not None:
+        digest.update(np.packbits(corpus.rows.kept).tobytes())
     digest.update("\0".join(corpus.rows.names).encode("utf-8", "surrogatepass"))
     how = sae.config
     encoding = [how.architecture, how.k, how.activation, how.subtracts_b_dec, how.normalize_activations]

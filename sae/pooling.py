@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from activations.buckets import length_groups
 from activations.progress import progress
 from sae.model import SAE
 
@@ -82,6 +83,7 @@ def pool_texts(
 ) -> dict[str, Pooled]:
     """Reads texts (each cut to `context_tokens`) once for all SAEs; returns them pooled, on the CPU.
 
+    Texts of one length are read together, as many as have the tokens of `batch_texts` whole ones: nothing is padded.
     `lm` is an `activations.LanguageModel`. A BOS stands before each text where the SAEs were trained with one.
 
     Raises:
@@ -96,20 +98,20 @@ def pool_texts(
     bos = lm.tokenizer.bos_token_id if leads == {True} else None
     gathered: dict[str, list[Pooled]] = {name: [] for name in saes}
     limit = min(context_tokens, lm.context_tokens)
+    ids = [_with_bos(row, bos)[:limit] for row in lm.encode(list(texts))]
+    order: list[int] = []
     with progress("labelled text", len(texts), "texts") as advance:
-        for start in range(0, len(texts), batch_texts):
-            ids = [_with_bos(row, bos)[:limit] for row in lm.encode(texts[start : start + batch_texts])]
-            tokens = torch.full((len(ids), max(map(len, ids))), lm.pad_id)
-            mask = torch.zeros(tokens.shape, dtype=torch.bool)
-            for row, each in enumerate(ids):
-                tokens[row, : len(each)] = torch.tensor(each)
-                mask[row, : len(each)] = True
-            at = lm.capture(tokens, mask, sites)
-            kept = mask & ~torch.isin(tokens, torch.tensor(sorted(lm.special_ids)))
+        for _, members in length_groups([len(row) for row in ids], batch_texts * limit):
+            tokens = torch.tensor([ids[place] for place in members])
+            at = lm.capture(tokens, None, sites)
+            kept = ~torch.isin(tokens, torch.tensor(sorted(lm.special_ids)))
             for name, sae in saes.items():
                 gathered[name].append(_pooled(sae, [at[site].flatten(2) for site in sae.sites], kept))
-            advance(len(ids))
-    return {name: _joined(parts) for name, parts in gathered.items()}
+            order += members.tolist()
+            advance(len(members))
+    if not order:
+        raise ValueError(f"the {len(ids)} texts hold no tokens, expected some: give texts that are not empty")
+    return {name: _in_order(_joined(parts), order, len(ids)) for name, parts in gathered.items()}
 
 
 @torch.no_grad()
@@ -160,3 +162,12 @@ def _joined(parts: list[Pooled]) -> Pooled:
         torch.cat([part.values for part in parts]),
         parts[0].d_sae,
     )
+
+
+def _in_order(pooled: Pooled, order: list[int], n_texts: int) -> Pooled:
+    """Puts texts that were read as `order` says where they were given; a text without tokens holds nothing."""
+    number = torch.tensor(order)
+    x = pooled.x.new_zeros(n_texts, pooled.x.shape[1])
+    x[number] = pooled.x
+    texts, entries = number[pooled.texts].sort(stable=True)
+    return Pooled(x, texts, pooled.latents[entries], pooled.values[entries], pooled.d_sae)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from activations import ActivationStore, Document, HarvestConfig, LanguageModel, TokenRows, pack_documents, stream
 from activations import harvest as run_harvest
+from activations.quantized import dequantized, quantized
 from activations.store import Manifest
 
 SITES = ["resid_post.1", "mlp_act.0", "head_out.1"]
@@ -452,3 +454,41 @@ def test_a_manifest_is_plain_json(harvested: Path) -> None:
     stored = json.loads((harvested / "manifest.json").read_text())
     assert stored["sites"] == {"resid_post.1": 32, "mlp_act.0": 64, "head_out.1": 32}
     assert {"model_name", "model_weight_hash", "tokens_sha256", "context_tokens"} <= set(stored["provenance"])
+
+
+# Eight-bit rows
+
+
+def test_int8_rows_err_by_half_a_step_of_their_own_scale(
+    tiny_lm: LanguageModel, rows: TokenRows, harvested: Path, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, dtype="int8")
+    store = run_harvest(tiny_lm, rows, config, tmp_path / "store", sites=SITES)
+    store.verify()
+    assert store.manifest.format == "glassbox-activations-2"
+    for site in SITES:
+        exact = torch.cat(list(ActivationStore.open(harvested).rows(site, shuffle=False)))
+        read = torch.cat(list(store.rows(site, shuffle=False)))
+        assert read.dtype == torch.bfloat16
+        largest = exact.abs().amax(dim=1, keepdim=True)
+        # half a step, and what bfloat16 rounds
+        assert bool(((read.float() - exact).abs() <= largest / 127 / 2 + largest / 256).all())
+    sizes = [sum(map(len, files_of(path).values())) for path in (store.path, harvested)]
+    assert sizes[0] < 0.4 * sizes[1]
+    # a finished harvest is found, an interrupted one goes on to the same bytes
+    complete = files_of(store.path)
+    listing = store.path / "shards-00000.jsonl"
+    listing.write_text("".join(listing.read_text().splitlines(keepends=True)[:2]))
+    run_harvest(tiny_lm, rows, config, store.path, sites=SITES)
+    assert files_of(store.path) == complete
+
+
+def test_rows_of_zeros_and_of_one_large_element_survive_eight_bits() -> None:
+    given = torch.zeros(3, 8)
+    given[1, 3] = -1e4
+    given[2] = torch.linspace(-1, 1, 8)
+    integers, scales = quantized(given)
+    back = dequantized(integers, scales, torch.float32)
+    assert torch.equal(back[0], given[0])
+    assert torch.allclose(back[1], given[1])
+    assert float((back[2] - given[2]).abs().max()) <= 1 / 254 + 1e-6
