@@ -72,6 +72,11 @@ class WithoutOutliers:
             elif bool(kept.any()):
                 yield {site: value[kept] for site, value in chunk.items()}
 
+    @property
+    def mixing(self) -> dict[str, Any]:
+        """Says how the rows read are mixed, outlying ones among them."""
+        return dict(self._rows.mixing)
+
     def state(self) -> dict[str, Tensor]:
         """Returns the state of the rows read and the limits in force."""
         return {**self._rows.state(), "limits": torch.tensor(list(self.limits.values()), dtype=torch.float64)}

@@ -7,6 +7,7 @@ site.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,6 +81,9 @@ class Batches:
         self._left_rows += size
 
     def _check_finite(self, site: str, value: Tensor) -> None:
+        # a sum is finite only if all its terms are; a second look tells whether the sum itself ran over
+        if torch.isfinite(value.sum(dtype=torch.float32)):
+            return
         finite = torch.isfinite(value)
         if not finite.all():
             row, column = (int(i) for i in (~finite).nonzero()[0])
@@ -87,6 +91,17 @@ class Batches:
                 f"row {self.consumed + self._left_rows + row} holds {value[row, column].item()} in column {column}"
                 f"{_at(site)}, expected finite activations: check the model's precision, or drop such rows"
             )
+
+    @property
+    def mixing(self) -> dict[str, Any]:
+        """What the source says about how its rows are mixed; nothing where it does not say."""
+        return dict(getattr(self._source, "mixing", {}))
+
+    def close(self) -> None:
+        """Ends work that the source does ahead of its reader; a generator that was given to read from stays open."""
+        close = getattr(self._iterator, "close", None)
+        if close is not None and self._iterator is not self._source:
+            close()
 
     @property
     def is_restorable(self) -> bool:
@@ -117,6 +132,11 @@ class Batches:
                 pieces.setdefault(int(place), {})[site] = value
         self._left = [pieces[place] for place in sorted(pieces)]
         self._left_rows = sum(len(next(iter(piece.values()))) for piece in self._left)
+
+
+def on_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Returns the batch on a device, for all SAEs that train on it; from pinned memory nobody waits for the copy."""
+    return {site: value.to(device, non_blocking=True) for site, value in batch.items()}
 
 
 def _at(site: str) -> str:

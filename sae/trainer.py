@@ -35,7 +35,7 @@ from sae.learner import Objective, TrainMetrics
 from sae.model import SAE
 from sae.parallel import learner_of
 from sae.provenance import provenance
-from sae.rows import Batches
+from sae.rows import Batches, on_device
 from sae.trackers import Trackers
 
 STATE_FILE, ROWS_FILE = "state.safetensors", "rows.safetensors"
@@ -131,6 +131,7 @@ class _NamedRows:
         self._rows, self._sae = rows, config.sae
         if hasattr(rows, "state") and hasattr(rows, "restore"):
             self.state, self.restore = rows.state, rows.restore  # pyright: ignore[reportAttributeAccessIssue]
+        self.mixing: Mapping[str, Any] = getattr(rows, "mixing", {})
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         for piece in self._rows:
@@ -174,9 +175,10 @@ class _Pass:
 
     def execute(self) -> None:
         for run in self.runs:
-            run.begin()
+            run.begin(self.batches.mixing)
         self._restore_rows()
         with ExitStack() as stack:
+            stack.callback(self.batches.close)
             for run in self.runs:
                 stack.enter_context(run.logging())
             self._loop()
@@ -199,9 +201,11 @@ class _Pass:
 
     def _loop(self) -> None:
         config, began, first = self.config, time.time(), self._step
-        with progress("train", config.steps * config.batch_rows, "rows", first * config.batch_rows) as advance:
+        mixed = self.batches.mixing.get("mixed_rows")
+        title = f"train (rows mixed among {mixed:,})" if mixed else "train"
+        with progress(title, config.steps * config.batch_rows, "rows", first * config.batch_rows) as advance:
             while self._step < config.steps:
-                batch = next(self.batches)
+                batch = on_device(next(self.batches), self.runs[0].learner.device)
                 at_checkpoint = self._step % config.checkpoint_every_steps == 0 and self._step < config.steps
                 for run in self.runs:
                     if run.learner.step < self._step:
@@ -283,9 +287,9 @@ class _Run:
                     "choose another out, or restore the setting"
                 )
 
-    def begin(self) -> None:
+    def begin(self, mixing: Mapping[str, Any]) -> None:
         """Writes what describes the run, and makes the learner stand where its last checkpoint does."""
-        self.processes.on_first(self._describe)
+        self.processes.on_first(lambda: self._describe(mixing))
         training = self.training
         self.learner = learner_of(
             self.processes,
@@ -304,12 +308,13 @@ class _Run:
         if self.learner.step == self.config.steps:
             self.metrics = self._last_metrics()
 
-    def _describe(self) -> None:
+    def _describe(self, mixing: Mapping[str, Any]) -> None:
         from configs import dump
 
         self.state_path.parent.mkdir(parents=True, exist_ok=True)
         self.config_path.write_text(dump(self.config), encoding="utf-8")
-        write_json(self.out / "provenance.json", provenance(self.config.seed, self.metadata))
+        facts = provenance(self.config.seed, self.metadata) | ({"rows": dict(mixing)} if mixing else {})
+        write_json(self.out / "provenance.json", facts)
 
     def logging(self) -> ExitStack:
         """Opens the log and the trackers for the length of the pass, in the first process."""
