@@ -120,9 +120,12 @@ def arrange_corpus(rows: Any, special_ids: frozenset[int], total_tokens: int | N
     Raises:
         ValueError: no token to index, or a token that stands in the text twice.
     """
-    if total_tokens is not None and rows.tokens.size:
-        rows = rows[: max(1, -(-total_tokens // rows.tokens.shape[1]))]
     tokens, documents, positions = (np.asarray(part) for part in (rows.tokens, rows.documents, rows.positions))
+    kept = getattr(rows, "kept", None)
+    kept = np.ones(tokens.shape, dtype=bool) if kept is None else kept
+    if total_tokens is not None and tokens.size:
+        some = slice(max(1, -(-total_tokens // tokens.shape[1])))
+        tokens, documents, positions, kept = tokens[some], documents[some], positions[some], kept[some]
     if not _in_order(documents, positions):
         real = documents >= 0
         first = np.where(real.any(1), real.argmax(1), 0)
@@ -130,8 +133,7 @@ def arrange_corpus(rows: Any, special_ids: frozenset[int], total_tokens: int | N
         order = np.lexsort(
             (positions[line, first], np.where(real.any(1), documents[line, first], np.iinfo(np.int32).max))
         )
-        rows = rows[order]
-        tokens, documents, positions = tokens[order], documents[order], positions[order]
+        tokens, documents, positions, kept = tokens[order], documents[order], positions[order], kept[order]
         if not _in_order(documents, positions):
             raise ValueError(
                 "the rows to index hold a token twice or documents out of order, expected rows of consecutive tokens: "
@@ -141,14 +143,15 @@ def arrange_corpus(rows: Any, special_ids: frozenset[int], total_tokens: int | N
     ordinal_of = np.full(documents.shape, -1, dtype=np.int64)
     ordinal_of[real] = np.arange(int(real.sum()))
     flat = tokens[real].astype(np.int32)
-    is_indexed = ~np.isin(flat, np.fromiter(special_ids, dtype=np.int32, count=len(special_ids)))
-    if rows.kept is not None:
-        is_indexed &= rows.kept[real]
+    is_indexed = kept[real] & ~np.isin(flat, np.fromiter(special_ids, dtype=np.int32, count=len(special_ids)))
     if not is_indexed.any():
         raise ValueError(f"no token to index among {flat.size} tokens: expected text; check the data section")
     columns = np.broadcast_to(np.arange(documents.shape[1], dtype=np.int32), documents.shape)
+    arranged = {"tokens": tokens, "documents": documents, "positions": positions}
+    if getattr(rows, "kept", None) is not None:
+        arranged["kept"] = kept
     return Corpus(
-        rows,
+        dataclasses.replace(rows, **arranged),
         ordinal_of,
         flat,
         documents[real].astype(np.int32),
@@ -396,8 +399,8 @@ def _fingerprint(sae: Any, lm: Any, corpus: Corpus, config: IndexConfig, exclude
     digest.update(lm.weight_hash().encode())
     for part in (corpus.rows.tokens, corpus.rows.documents, corpus.rows.positions):
         digest.update(np.ascontiguousarray(part).tobytes())
-    if corpus.rows.kept is not None:
-        digest.update(np.packbits(corpus.rows.kept).tobytes())
+    if getattr(corpus.rows, "kept", None) is not None:
+        digest.update(np.packbits(corpus.is_indexed).tobytes())
     digest.update("\0".join(corpus.rows.names).encode("utf-8", "surrogatepass"))
     how = sae.config
     encoding = [how.architecture, how.k, how.activation, how.subtracts_b_dec, how.normalize_activations]
