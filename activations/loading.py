@@ -123,8 +123,8 @@ def _placement(config: ModelConfig, device: torch.device) -> dict[str, Any]:
             )
         from transformers import BitsAndBytesConfig
 
-        chosen = {"load_in_8bit": True} if config.quantization == "8bit" else {"load_in_4bit": True}
-        placed["quantization_config"] = BitsAndBytesConfig(**chosen)
+        is_8bit = config.quantization == "8bit"
+        placed["quantization_config"] = BitsAndBytesConfig(load_in_8bit=is_8bit, load_in_4bit=not is_8bit)
         # quantised weights cannot be moved after loading
         placed.setdefault("device_map", {"": str(device)})
     return placed

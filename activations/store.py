@@ -305,7 +305,7 @@ def _difference(got: Any, expected: Any, where: str = "") -> tuple[str, Any, Any
 
 def _safetensors(tensors: dict[str, Tensor]) -> list[bytes | memoryview]:
     """Lays tensors out as a safetensors file without copying them: the library's own `save` copies all twice."""
-    names = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float16: "F16", torch.int32: "I32"}
+    names = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float16: "F16", torch.int32: "I32", torch.int8: "I8"}
     header: dict[str, Any] = {}
     parts: list[bytes | memoryview] = []
     place = 0

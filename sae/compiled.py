@@ -256,5 +256,6 @@ def _divide(loop: Callable[..., None], divided: Callable[..., None], n: int, *ar
     import numba
 
     with _LOCK:  # not every threading layer of numba lets two callers in
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+        most = numba.config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
+        numba.set_num_threads(min(threads, most))
         divided(threads, n, *arguments)

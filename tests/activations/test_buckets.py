@@ -82,6 +82,7 @@ def test_rows_without_a_wanted_token_are_not_run(tiny_lm: LanguageModel) -> None
     tokens = np.full((3, 8), 5, dtype=np.int32)
     wanted = np.zeros((3, 8), dtype=bool)
     wanted[1, 2:4] = True
+    tiny_lm.site_width("embed")  # tried once on two tokens
     with counting(tiny_lm) as passes:
         values = capture_tokens(tiny_lm, tokens, np.ones_like(wanted), wanted, ["embed"])
         none = capture_tokens(tiny_lm, tokens, np.ones_like(wanted), np.zeros_like(wanted), ["embed"])
