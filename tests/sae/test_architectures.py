@@ -118,7 +118,7 @@ def test_the_finished_sae_is_the_last_training_pass_in_raw_units(name: str, tmp_
                 ),
                 Moment(29, 30),
             )
-            kept = learner.architecture._kept  # pyright: ignore[reportAttributeAccessIssue]
+            kept = learner.architecture.noted["kept"]
             learner.architecture.buffers["threshold"] = kept * (1 - 1e-6)
         expected = learner.architecture.forward(learner.parameters, x * learner.scale_in, Moment(29, 30)).x_hat
         finished = learner.finished_sae()
