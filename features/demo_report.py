@@ -14,9 +14,8 @@ from features.dictionary import Feature
 from features.explain import ExplainReport
 from sae import Metrics
 
-# TopK and BatchTopK explain 0.94 here; nesting gives 0.03 of it for features that are found truer (docs/log.md)
 TARGETS: dict[str, tuple[str, Callable[[float], bool]]] = {
-    "explained_variance": ("≥ 0.90", lambda value: value >= 0.90),
+    "explained_variance": ("≥ 0.94", lambda value: value >= 0.94),
     "ce_recovered": ("≥ 0.985", lambda value: value >= 0.985),
     "l0": ("≤ 32", lambda value: value <= 32),
     "dead_frac": ("< 2 %", lambda value: value < 0.02),
