@@ -148,14 +148,15 @@ class JumpReLU(Architecture):
         return entries if float(count) <= SPARSE_SHARE * config.d_sae * batch_rows(x) else None
 
     def activate(self, parameters: Parameters, pre: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
-        threshold = self.thresholds(parameters)
+        threshold, penalty = self.thresholds(parameters), pre.new_zeros(())
         if is_fused(pre[:, :1], pre[:, :1]):
             activations, count = jump(pre.contiguous(), threshold, self.bandwidth, both=self.is_anthropic)
             penalty = count / batch_rows(pre)
         else:
             read = pre if self.is_anthropic else pre.relu()
             activations = Jump.apply(read, threshold, self.bandwidth, self.is_anthropic)  # pyright: ignore
-            penalty = share_of_mean(Step.apply(read, threshold, self.bandwidth).sum(1))  # pyright: ignore
+            if not self.is_anthropic:
+                penalty = share_of_mean(Step.apply(read, threshold, self.bandwidth).sum(1))  # pyright: ignore
         if self.is_anthropic:
             norms = self.decoder_norms(parameters)
             penalty = share_of_mean((default(self.config.tanh_scale, 4.0) * activations * norms).tanh().sum(1))
