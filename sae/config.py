@@ -97,7 +97,7 @@ class SAEConfig:
     """Width of the rectangle through which JumpReLU's thresholds get gradients, in units of pre-activations;
     default 0.1 with the step penalty, 2 with tanh."""
     threshold_init: float | None = None
-    """JumpReLU's first thresholds; default where the first batch's L0 is twice `target_l0` (0.1 without one)."""
+    """JumpReLU's first thresholds; default where the first batch meets `target_l0` (0.1 without one)."""
     pre_activation_coefficient: float | None = None
     """Weight of the penalty on pre-activations below JumpReLU's threshold that keeps latents alive; default 3e-6 with
     tanh, 0 with step."""

@@ -188,6 +188,9 @@ class Learner:
             for name, value in self._own(given).items():
                 self.parameters[name].copy_(value)
             self.architecture.constrain(self.parameters)
+            if sae.l0_goal is not None:
+                level = self.architecture.level(self.parameters, x * self.scale_in)
+                self.architecture.start_penalty(self.parameters, level)
         self.optimizer.restart()
 
     def _apply(self, optimizer: Optimizer, result: StepResult, moment: Moment) -> None:

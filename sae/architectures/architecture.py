@@ -15,6 +15,8 @@ published coefficients do. Where `target_l0` is set, the coefficient λ follows 
     e = log(L0 / target) + 2 log(L0 / L0_before)        log λ ← log λ + η · clip(e, ±1)        λ_step = λ · exp(e / 2)
 
 L0 is a moving mean and L0_before a slower one: weights follow λ with a lag, and the second term of e looks ahead by it.
+λ starts at a² / φ(a), where a is the strength above which the first batch's pre-activations meet the target and φ(a)
+what a latent of that strength is charged: among orthogonal latents, those above a then explain more than they cost.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ from sae.shares import batch_rows, total_variance
 from sae.sparse import RaggedCodes
 from sae.step import Auxiliary, Parameters, StepResult
 
-INITIAL_COEFFICIENT = 1.0
+INITIAL_COEFFICIENT = 1.0  # of a penalty that follows no L0
+INITIAL_FLOOR = 0.3  # of the pre-activations' spread: the least strength that a run begins with
 CONTROL_GAIN = 20.0  # of the coefficient's logarithm over a whole run, at an L0 that is e times too high
 CONTROL_MAX_STEP = 0.02
 LOOK_AHEAD = 2.0
@@ -80,9 +83,8 @@ class Architecture:
         self.noted: dict[str, Tensor] = {}
         """What a pass leaves for `observe`."""
         if config.l0_goal is not None:
-            start = default(config.sparsity_coefficient, INITIAL_COEFFICIENT)
             goal = torch.tensor(float(config.l0_goal))
-            self.buffers = {"log_coefficient": torch.tensor(float(start)).log(), "l0": goal, "l0_before": goal.clone()}
+            self.buffers = {"log_coefficient": torch.tensor(0.0), "l0": goal, "l0_before": goal.clone()}
 
     def to(self, device: torch.device) -> None:
         self.buffers = {name: value.to(device) for name, value in self.buffers.items()}
@@ -125,6 +127,53 @@ class Architecture:
             parameters["b_dec"].copy_(y.mean(0))
         elif config.decoder_bias_init == "geometric_median":
             parameters["b_dec"].copy_(geometric_median(y))
+        if self.is_penalised:
+            self._calibrate_strengths(parameters, x, y)
+
+    def _calibrate_strengths(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> None:
+        """Lets the first batch meet the L0 asked for, and an encoder that copies the decoder not overshoot.
+
+        Latents that overlap write each direction many times over. At full length the first steps would shrink them all,
+        and those that fell silent would stay so; with the factor that explains most they start where they can learn.
+        """
+        level, copies = None, not self.config.predicts_target
+        if self.config.l0_goal is not None:
+            level = self.level(parameters, x)
+            self.set_level(parameters, level)
+            pre = self.pre_activations(parameters, self.centre(parameters, x))
+            kept = torch.where(pre > level, pre, 0)
+            self.start_penalty(parameters, level * self._best_factor(parameters, kept, x, y) if copies else level)
+        if copies:
+            activations = self.forward(parameters, x, Moment(0, 1)).activations
+            factor = self._best_factor(parameters, activations, x, y)
+            parameters["W_enc"].mul_(factor)
+            if level is not None:
+                self.set_level(parameters, factor * level)
+
+    def _best_factor(self, parameters: Parameters, activations: Tensor, x: Tensor, y: Tensor) -> float:
+        """Returns by what to multiply activations so that they explain most of y; 1 where there are none."""
+        written = self.write(parameters, activations, x) - parameters["b_dec"]
+        factor = float((written * (y - parameters["b_dec"])).sum() / written.pow(2).sum())
+        return factor if factor > 0 else 1.0
+
+    def level(self, parameters: Parameters, x: Tensor) -> Float[Tensor, ""]:
+        """Returns the strength above which pre-activations of these rows meet the L0 asked for."""
+        pre = self.revival_pre_activations(parameters, x).flatten()
+        assert self.config.l0_goal is not None
+        count = min(pre.numel(), math.ceil(self.config.l0_goal * len(x)))
+        return pre.topk(count).values[-1].clamp(min=float(INITIAL_FLOOR * pre.std())).clamp(min=1e-3)
+
+    def set_level(self, parameters: dict[str, Tensor], level: Tensor) -> None:
+        """Lets latents be active where the encoder product exceeds `level`, in the first batch."""
+        raise NotImplementedError
+
+    def start_penalty(self, parameters: Parameters, level: Tensor) -> None:
+        """Sets the first coefficient of a penalty that follows an L0: latents stronger than `level` are to pay."""
+        if (given := self.config.sparsity_coefficient) is not None:
+            coefficient = level.new_tensor(given)
+        else:
+            coefficient = level.pow(2) / self.penalty(level * self.decoder_norms(parameters).mean(), Moment(0, 1))
+        self.buffers["log_coefficient"] = coefficient.log()
 
     # The dense pass
 
@@ -145,6 +194,10 @@ class Architecture:
     def _decoder(self, parameters: Parameters) -> Float[Tensor, "d_sae d_out"]:
         W_dec = parameters["W_dec"]
         return W_dec if self.config.architecture != "clt" else W_dec * decoder_mask(self.config).to(W_dec)
+
+    def penalty(self, written: Tensor, moment: Moment) -> Tensor:
+        """Returns φ of what each latent writes: what it is charged, before the coefficient; here L1."""
+        return written
 
     def write(self, parameters: Parameters, activations: Tensor, x: Tensor) -> Float[Tensor, "n d_out"]:
         """Returns the prediction of activations: decoder, bias and, where there is one, the skip term."""

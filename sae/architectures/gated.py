@@ -30,13 +30,18 @@ class Gated(Architecture):
         zeros = parameters.pop("b_enc")
         return {**parameters, "b_gate": zeros, "r_mag": zeros.clone(), "b_mag": zeros.clone()}
 
+    def set_level(self, parameters: dict[str, Tensor], level: Tensor) -> None:
+        parameters["b_gate"].fill_(-float(level))
+
     def forward(self, parameters: Parameters, x: Tensor, moment: Moment) -> Forward:
         pre = self.pre_activations(parameters, self.centre(parameters, x))
         gate = pre + parameters["b_gate"]
         activations = self._activations(parameters, pre)
         held = {name: value.detach() for name, value in parameters.items()}
         error = x - self.write(held, gate.relu(), x)
-        penalty = self.coefficient(moment) * share_of_mean((gate.relu() * self.decoder_norms(held)).sum(1))
+        penalty = self.coefficient(moment) * share_of_mean(
+            self.penalty(gate.relu() * self.decoder_norms(held), moment).sum(1)
+        )
         penalty = penalty + share_of_mean(error.pow(2).sum(1))
         return Forward(self.write(parameters, activations, x), activations, penalty)
 

@@ -30,8 +30,7 @@ from sae.shares import batch_rows, over_rows, share_of_mean
 from sae.sparse import RaggedCodes
 from sae.step import Parameters, StepResult
 
-INITIAL_EXCESS = 2.0  # the first batch's L0 over its goal
-INITIAL_FLOOR = 0.3  # of the pre-activations' spread: thresholds near zero take long to grow in logarithms
+TANH_START = 1 / 8  # of the coefficient at which a latent pays: this penalty also shrinks what lies near a threshold
 SPARSE_SHARE = 1 / 16  # of all entries, above which the dense step is faster
 THRESHOLD_SPEED = 4.0  # Adam moves every parameter by about the rate: thresholds are exp(speed · parameter)
 
@@ -91,14 +90,15 @@ class JumpReLU(Architecture):
             "log_threshold": torch.full((self.config.d_sae,), first).log() / THRESHOLD_SPEED,
         }
 
-    def calibrate(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> None:
-        super().calibrate(parameters, x, y)
-        if self.config.threshold_init is None and self.config.l0_goal is not None:
+    def set_level(self, parameters: dict[str, Tensor], level: Tensor) -> None:
+        if self.config.threshold_init is None:
             # thresholds move by about the learning rate, in logarithms: from far away they would never arrive
-            pre = self.dense_pre_activations(parameters, self.centre(parameters, x)).flatten()
-            count = min(pre.numel(), math.ceil(INITIAL_EXCESS * self.config.l0_goal * len(x)))
-            level = pre.topk(count).values[-1].clamp(min=float(INITIAL_FLOOR * pre.std()))
-            parameters["log_threshold"].fill_(float(level.clamp(min=1e-3).log()) / THRESHOLD_SPEED)
+            parameters["log_threshold"].fill_(float(level.log()) / THRESHOLD_SPEED)
+
+    def start_penalty(self, parameters: Parameters, level: Tensor) -> None:
+        super().start_penalty(parameters, level)
+        if self.is_anthropic and self.config.sparsity_coefficient is None:
+            self.buffers["log_coefficient"] += math.log(TANH_START)
 
     def adopt(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         parameters = super().adopt(tensors)
@@ -159,7 +159,7 @@ class JumpReLU(Architecture):
                 penalty = share_of_mean(Step.apply(read, threshold, self.bandwidth).sum(1))  # pyright: ignore
         if self.is_anthropic:
             norms = self.decoder_norms(parameters)
-            penalty = share_of_mean((default(self.config.tanh_scale, 4.0) * activations * norms).tanh().sum(1))
+            penalty = share_of_mean(self.penalty(activations * norms, moment).sum(1))
         else:
             pre = pre.relu()
         penalty = self.coefficient(moment) * penalty
@@ -168,6 +168,11 @@ class JumpReLU(Architecture):
             norms = self.decoder_norms(parameters)
             penalty = penalty + below * share_of_mean(((threshold - pre).relu() * norms).sum(1))
         return activations, penalty
+
+    def penalty(self, written: Tensor, moment: Moment) -> Tensor:
+        if self.is_anthropic:
+            return (default(self.config.tanh_scale, 4.0) * written).tanh()
+        return (written > 0).to(written)
 
     def finished(self, parameters: Parameters) -> tuple[SAEConfig, dict[str, Tensor]]:
         tensors = {name: value for name, value in parameters.items() if name != "log_threshold"}

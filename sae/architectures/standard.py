@@ -29,13 +29,15 @@ class Standard(Architecture):
     def is_penalised(self) -> bool:
         return True
 
+    def set_level(self, parameters: dict[str, Tensor], level: Tensor) -> None:
+        parameters["b_enc"].fill_(-float(level))
+
     def activate(self, parameters: Parameters, pre: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
         activations = pre.relu()
         written = activations * self.decoder_norms(parameters)
         return activations, self.coefficient(moment) * share_of_mean(self.penalty(written, moment).sum(1))
 
     def penalty(self, written: Tensor, moment: Moment) -> Tensor:
-        """Returns φ of what each latent writes."""
         kind = default(self.config.penalty, "l1")
         if kind == "l1":
             return written
