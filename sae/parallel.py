@@ -111,6 +111,10 @@ class LatentsDivided(_Divided):
         with latents_divided(self._processes, self._part.start):
             return super()._pass(batch, moment)
 
+    def _calibrate(self, x: Tensor, y: Tensor) -> None:
+        with latents_divided(self._processes, self._part.start):
+            super()._calibrate(x, y)
+
     def _norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
         own, of_all = (
             torch.stack(

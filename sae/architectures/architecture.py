@@ -118,7 +118,12 @@ class Architecture:
         return {name: value for name, value in tensors.items() if name != "threshold"}
 
     def calibrate(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> None:
-        """Sets, in place, what starts from the first batch: `b_dec`, and the skip term of a transcoder."""
+        """Sets, in place, what starts from the first batch: biases, the encoder's length, and the skip term of a transcoder.
+
+        Latents that overlap write each direction many times over. With encoder rows as long as the decoder's, which they
+        copy, the first steps would shrink them all, and those that fell silent would stay so; multiplied by the factor
+        that explains most they start where they can learn. Where a penalty follows an L0, the first batch meets it.
+        """
         config = self.config
         if "W_skip" in parameters:
             parameters["W_skip"].copy_(linear_map(x, y))
@@ -127,32 +132,25 @@ class Architecture:
             parameters["b_dec"].copy_(y.mean(0))
         elif config.decoder_bias_init == "geometric_median":
             parameters["b_dec"].copy_(geometric_median(y))
-        if self.is_penalised:
-            self._calibrate_strengths(parameters, x, y)
-
-    def _calibrate_strengths(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> None:
-        """Lets the first batch meet the L0 asked for, and an encoder that copies the decoder not overshoot.
-
-        Latents that overlap write each direction many times over. At full length the first steps would shrink them all,
-        and those that fell silent would stay so; with the factor that explains most they start where they can learn.
-        """
-        level, copies = None, not self.config.predicts_target
-        if self.config.l0_goal is not None:
+        level, copies = None, "W_enc" in parameters and not config.predicts_target
+        if config.l0_goal is not None:
             level = self.level(parameters, x)
             self.set_level(parameters, level)
             pre = self.pre_activations(parameters, self.centre(parameters, x))
-            kept = torch.where(pre > level, pre, 0)
-            self.start_penalty(parameters, level * self._best_factor(parameters, kept, x, y) if copies else level)
+            kept = self.write(parameters, torch.where(pre > level, pre, 0), x) - parameters["b_dec"]
+            self.start_penalty(parameters, level * self._best_factor(parameters, kept, y) if copies else level)
         if copies:
-            activations = self.forward(parameters, x, Moment(0, 1)).activations
-            factor = self._best_factor(parameters, activations, x, y)
+            factor = self._best_factor(parameters, self.first_written(parameters, x), y)
             parameters["W_enc"].mul_(factor)
             if level is not None:
                 self.set_level(parameters, factor * level)
 
-    def _best_factor(self, parameters: Parameters, activations: Tensor, x: Tensor, y: Tensor) -> float:
-        """Returns by what to multiply activations so that they explain most of y; 1 where there are none."""
-        written = self.write(parameters, activations, x) - parameters["b_dec"]
+    def first_written(self, parameters: Parameters, x: Tensor) -> Float[Tensor, "n d_out"]:
+        """Returns what the run's first step predicts for a batch, without `b_dec`."""
+        return self.forward(parameters, x, Moment(0, 1)).x_hat - parameters["b_dec"]
+
+    def _best_factor(self, parameters: Parameters, written: Tensor, y: Tensor) -> float:
+        """Returns by what to multiply what is written so that it explains most of y; 1 where nothing is."""
         factor = float((written * (y - parameters["b_dec"])).sum() / written.pow(2).sum())
         return factor if factor > 0 else 1.0
 

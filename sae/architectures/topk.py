@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sae.architectures.architecture import Architecture, Moment, auxiliary
 from sae.selection import Selection, select, strongest_latents
-from sae.shares import strongest_of_rows
-from sae.sparse import RaggedCodes
+from sae.shares import over_latents, strongest_of_rows
+from sae.sparse import RaggedCodes, decode
 from sae.step import Parameters, StepResult, sparse_step
 
 
@@ -37,6 +37,11 @@ class TopK(Architecture):
         return strongest_of_rows(
             centred, parameters["W_enc"], parameters["b_enc"], self.k(moment), is_signed=self.is_signed
         )
+
+    def first_written(self, parameters: Parameters, x: Tensor) -> Float[Tensor, "n d_out"]:
+        codes = self.choose(parameters, self.centre(parameters, x), Moment(0, 1))
+        self.noted.clear()  # the first step chooses for itself
+        return over_latents(decode(codes, parameters["W_dec"]))
 
     def group_weights(self, moment: Moment, like: Tensor) -> tuple[list[int], Float[Tensor, " groups"] | None]:
         """Returns the nested dictionaries that the loss is a mean over, and their weights."""

@@ -1,4 +1,4 @@
-"""What the first batch sets where sparsity comes from a penalty: strengths, lengths, and the penalty's weight."""
+"""What the first batch sets: the encoder's length, and the strengths and weight of a penalty."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ KINDS: list[dict[str, Any]] = [
     dict(architecture="gated"),
     dict(architecture="jumprelu"),
     dict(architecture="jumprelu", penalty="tanh"),
+    dict(architecture="topk", k=6, target_l0=None),
+    dict(architecture="abstopk", k=6, target_l0=None),
+    dict(architecture="batchtopk", k=6, target_l0=None),
+    dict(architecture="matryoshka_batchtopk", k=6, k_start=6, target_l0=None),
+    dict(architecture="crosscoder", k=6, n_sites=2, target_l0=None),
     dict(architecture="crosscoder", activation="relu", n_sites=2),
     dict(architecture="crosscoder", activation="jumprelu", n_sites=2),
 ]
@@ -35,7 +40,9 @@ def calibrated(**settings: Any) -> tuple[Architecture, dict[str, Tensor], Tensor
     return architecture, parameters, x
 
 
-@pytest.mark.parametrize("settings", KINDS, ids=lambda each: "-".join(map(str, each.values())))
+@pytest.mark.parametrize(
+    "settings", KINDS, ids=lambda each: "-".join(str(value) for value in each.values() if isinstance(value, str))
+)
 def test_the_first_pass_meets_its_l0_and_explains_as_much_as_its_length_allows(settings: dict[str, Any]) -> None:
     architecture, parameters, x = calibrated(**settings)
     first = architecture.forward(parameters, x, Moment(0, 100))
