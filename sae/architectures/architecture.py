@@ -118,11 +118,12 @@ class Architecture:
         return {name: value for name, value in tensors.items() if name != "threshold"}
 
     def calibrate(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> None:
-        """Sets, in place, what starts from the first batch: biases, the encoder's length, and the skip term of a transcoder.
+        """Sets, in place, what starts from the first batch: biases, encoder lengths, and a transcoder's skip term.
 
-        Latents that overlap write each direction many times over. With encoder rows as long as the decoder's, which they
-        copy, the first steps would shrink them all, and those that fell silent would stay so; multiplied by the factor
-        that explains most they start where they can learn. Where a penalty follows an L0, the first batch meets it.
+        Latents that overlap write each direction many times over. Were encoder rows as long as the decoder's, which
+        they copy, the first steps would shrink them all, and those that fell silent would stay so. Multiplied by the
+        factor that explains most they start where they can learn. Where a penalty follows an L0, the first batch
+        meets it.
         """
         config = self.config
         if "W_skip" in parameters:
