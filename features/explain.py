@@ -3,7 +3,7 @@
 Enters: an opened dictionary. Leaves: for every live feature a short text, the rule behind it and the rule's score,
 written to the labels database.
 
-1. Documents are divided three ways: fit, choose, test (small corpora: blocks of text instead of documents).
+1. Documents are divided three ways: fit, choose, test (very few documents: blocks of text instead).
 2. For each kind of attribute (`features.attributes`: the token, the one before, the line, the region, …) the activation
    mass of each category (here the sum of squared activations, so that strong ones count, as they do for who reads the
    examples) is held against how often the category occurs. Categories ordered by expected mass give nested rules
@@ -37,14 +37,12 @@ from features.event_tables import group_events
 from features.events import StoredEvents, read_events, split_features
 from features.examples import order_by_activation
 from features.phrases import LISTED, Member, quoted, rule_text
+from features.rules import CHOOSE, FIT, SPLITS, TEST, WHOLE_DOCUMENTS_FROM, Rule, divide_documents
 
 METHOD = "token-statistics"
-FIT, CHOOSE, TEST = 0, 1, 2
-SPLITS = 3
 RULE_MEMBERS = 256
-WHOLE_DOCUMENTS_FROM = 24
-BLOCK_TOKENS = 1024
-"""Length of the blocks that are divided where there are fewer documents than that."""
+BLOCKS, BLOCK_TOKENS = 48, 1024
+"""What is divided where documents are too few: at least that many blocks of at most that length."""
 
 PREFERENCE = {
     "token": 1.0,
@@ -86,34 +84,6 @@ class ExplainConfig:
                 f"explain.sample_tokens={self.sample_tokens} and explain.min_events={self.min_events}, expected at "
                 "least 1 each: raise them"
             )
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A rule about tokens: the feature is active where the attribute is one of the keys."""
-
-    attribute: str
-    keys: list[Any]
-    """Categories, from the highest expected activation; token ids, words or names (`features.attributes`)."""
-    activations: list[float]
-    """Expected activation at each of them: root of the mean square over all its occurrences."""
-    precision: float
-    recall: float
-
-    @classmethod
-    def from_json(cls, text: str) -> Rule:
-        content = json.loads(text)
-        content["keys"] = [tuple(key) if isinstance(key, list) else key for key in content["keys"]]
-        return cls(**content)
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False)
-
-    def predict(self, tokens: Tokens, vocabulary: list[str]) -> np.ndarray:
-        """float64 [n]: expected activation at each token, 0 where the rule does not apply."""
-        attribute = next(a for a in attributes_of(tokens, vocabulary) if a.name == self.attribute)
-        expected = dict(zip(self.keys, self.activations, strict=True))
-        return np.array([expected.get(key, 0.0) for key in attribute.keys])[attribute.categories]
 
 
 @dataclass(frozen=True)
@@ -214,38 +184,33 @@ class _Sample:
     def __init__(self, dictionary: Dictionary, config: ExplainConfig) -> None:
         text = dictionary.text
         documents = text.documents
-        rng = np.random.default_rng(config.seed)
-        order = rng.permutation(documents.ids.size)
-        before = np.cumsum(documents.n_tokens[order]) - documents.n_tokens[order]
-        rows = np.sort(order[before < config.sample_tokens])
-        # the last document may be long: what exceeds the sample is cut off
-        budget = config.sample_tokens
-        pieces: list[np.ndarray] = []
-        kept_rows: list[int] = []
-        for row in rows.tolist():
-            length = min(int(documents.n_tokens[row]), budget)
-            if length > 0:
-                pieces.append(int(documents.first_token[row]) + np.arange(length))
-                kept_rows.append(row)
-                budget -= length
+        division = divide_documents(documents.ids.size, config.seed)
+        is_divided = documents.ids.size >= WHOLE_DOCUMENTS_FROM
+        # no document gives so much that too few of them are left to divide
+        longest = -(-config.sample_tokens // WHOLE_DOCUMENTS_FROM) if is_divided else config.sample_tokens
+        lengths = np.minimum(documents.n_tokens, longest)
+        before = np.cumsum(lengths[division.order]) - lengths[division.order]
+        lengths[division.order] = np.clip(config.sample_tokens - before, 0, lengths[division.order])
+        rows = np.flatnonzero(lengths)
+        pieces = [int(documents.first_token[row]) + np.arange(lengths[row]) for row in rows.tolist()]
         ordinals = np.concatenate(pieces)
         self.ordinals = ordinals
         self.index_of = np.full(text.n_tokens, -1, dtype=np.int64)
         self.index_of[ordinals] = np.arange(ordinals.size)
         self.text = text
-        row_of = np.repeat(np.array(kept_rows), [piece.size for piece in pieces])
+        row_of = np.repeat(rows, lengths[rows])
         self.vocabulary = text.vocabulary
         self.tokens = Tokens(
             text.column("token_id")[ordinals],
             row_of,
             text.column("context_position")[ordinals],
-            [documents.names[row] for row in kept_rows],
+            [documents.names[row] for row in rows.tolist()],
         )
-        block = int(np.clip(ordinals.size // (2 * WHOLE_DOCUMENTS_FROM), 1, BLOCK_TOKENS))
-        unit = row_of if len(kept_rows) >= WHOLE_DOCUMENTS_FROM else np.arange(ordinals.size) // block
-        unit = np.unique(unit, return_inverse=True)[1]
-        share = rng.permutation(int(unit.max()) + 1) % 5
-        self.splits = np.where(share < 3, FIT, np.where(share == 3, CHOOSE, TEST))[unit]
+        if is_divided:
+            self.splits = division.parts[row_of]
+        else:
+            blocks = np.arange(ordinals.size) // int(np.clip(ordinals.size // BLOCKS, 1, BLOCK_TOKENS))
+            self.splits = divide_documents(int(blocks[-1]) + 1, config.seed).parts[blocks]
         self.is_indexed = text.column("is_indexed")[ordinals]
         self.attributes = attributes_of(self.tokens, self.vocabulary)
         counted = self.splits[self.is_indexed]
@@ -356,21 +321,32 @@ class _Fit:
         listed = np.partition(mass, mass.size - LISTED)[-LISTED:].sum() / mass.sum()
         return (1.0 - COST_PER_MEMBER * LISTED) * (UNTOLD + (1 - UNTOLD) * float(listed))
 
-    def rule(self, local: int) -> tuple[Rule, list[Member]]:
-        """One feature's rule, and its members with their shares of the activation that it covers."""
+    def members_of(self, local: int) -> list[Member]:
+        """One feature's rule as members with their shares of the activation that it covers."""
         part = slice(self.starts[local], self.best[local] + 1)
-        keys = [self.attribute.keys[c] for c in self.category[part].tolist()]
         mass = self.mass[part, FIT]
-        members = [Member(key, share) for key, share in zip(keys, (mass / mass.sum()).tolist(), strict=True)]
-        kept = slice(0, RULE_MEMBERS)
-        rule = Rule(
+        keys = [self.attribute.keys[c] for c in self.category[part].tolist()]
+        return [Member(key, share) for key, share in zip(keys, (mass / mass.sum()).tolist(), strict=True)]
+
+    def rule(self, local: int, events: _Events, sample: _Sample, promotes: list[str], seed: int) -> Rule:
+        """One feature's rule as data; its activations are means over all that is not held for the test."""
+        categories = self.category[self.starts[local] : self.best[local] + 1][:RULE_MEMBERS]
+        part = slice(*np.searchsorted(events.features, [local, local + 1]))
+        places = events.places[part][events.splits[part] != TEST]
+        sizes = np.sqrt(events.mass[part][events.splits[part] != TEST])
+        present, inverse = np.unique(self.attribute.categories[places], return_inverse=True)
+        where = np.searchsorted(present, categories)
+        background = sample.background[self.attribute.name][categories]
+        means = np.bincount(inverse, sizes)[where] / (background[:, FIT] + background[:, CHOOSE])
+        return Rule(
             self.attribute.name,
-            keys[kept],
-            [round(float(value), 4) for value in np.sqrt(self.expected[part][kept])],
+            [self.attribute.keys[c] for c in categories.tolist()],
+            [round(float(value), 5) for value in means],
             round(float(self.precision[local]), 4),
             round(float(self.recall[local]), 4),
+            promotes,
+            seed,
         )
-        return rule, members
 
 
 def _running(values: np.ndarray, feature: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -435,8 +411,8 @@ def _explain_one(
         text = f"rare ({count} activation{'s' if count > 1 else ''} in the indexed text)"
         return _Written(text + (f": {where}" if where else "") + promotes, "rare", None, None, None)
     _, _, best = max(candidates, key=lambda candidate: candidate[:2])
-    rule, members = best.rule(local)
-    words = rule_text(best.attribute.name, members, sample.vocabulary)
+    rule = best.rule(local, events, sample, [token for token, logit in promoted if logit > 0], config.seed)
+    words = rule_text(best.attribute.name, best.members_of(local), sample.vocabulary)
     if (rule.recall < 0.2 and rule.precision < 0.2) or best.value[local] < 0.12:
         text = f"no simple rule; most active at {_places_seen(local, events, sample)}{promotes}"
     else:

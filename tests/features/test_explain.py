@@ -18,7 +18,8 @@ from features.attributes import (
     attributes_of,
     token_classes,
 )
-from features.explain import METHOD, ExplainConfig, Rule, explain
+from features.explain import METHOD, ExplainConfig, explain
+from features.rules import CHOOSE, FIT, TEST, Predictor, Rule, divide_documents
 from features.phrases import Member, quoted, rule_text, tokens_text
 
 VOCABULARY = [
@@ -242,7 +243,7 @@ def test_a_planted_rule_is_found_told_and_scored(copied: Path, where: str, attri
 
 
 def test_the_score_is_the_auc_of_the_rule_on_documents_held_apart(copied: Path) -> None:
-    from features.explain import TEST, _Sample
+    from features.explain import _Sample
 
     opened = Dictionary.open(copied)
     config = ExplainConfig(min_events=3)
@@ -275,3 +276,42 @@ def test_the_score_is_the_auc_of_the_rule_on_documents_held_apart(copied: Path) 
         assert balanced == pytest.approx((inside[truth].mean() + (~inside[~truth]).mean()) / 2, abs=1e-4)
         checked += 1
     assert checked >= 3
+
+
+def test_a_rule_predicts_the_mean_training_activation_of_each_member(copied: Path) -> None:
+    from features.explain import _Sample
+
+    opened = plant(copied, "token in ('x', '1')")
+    config = ExplainConfig(min_events=3)
+    explain(opened, config)
+    stored = opened.feature(7).explanations[0].rule
+    assert stored is not None
+    rule = Rule.from_json(stored)
+    assert Rule.from_json(rule.to_json()) == rule
+    assert rule.promotes
+    sample = _Sample(opened, config)
+    events = opened.sql("select document, position, activation from events where feature = 7")
+    truth = np.zeros(opened.text.n_tokens)
+    truth[opened.text.ordinals(events["document"].to_numpy(), events["position"].to_numpy())] = events["activation"]
+    train = (sample.splits != TEST) & sample.is_indexed
+    for key, activation in zip(rule.keys, rule.activations, strict=True):
+        where = train & (sample.tokens.ids == key)
+        assert activation == pytest.approx(truth[sample.ordinals][where].mean(), abs=1e-4)
+    everywhere = rule.predict(sample.tokens, sample.vocabulary)
+    assert set(np.unique(everywhere)) == {0.0, *rule.activations}
+    some = np.array([[3, 1], [4, 1]])
+    assert np.array_equal(Predictor(sample.attributes).at(rule, some), everywhere[some])
+    opened.close()
+
+
+def test_a_rule_of_an_earlier_version_is_refused() -> None:
+    with pytest.raises(ValueError, match="names no division of documents, expected one: run `glassbox explain`"):
+        Rule.from_json('{"attribute": "token", "keys": [1], "activations": [1], "precision": 1, "recall": 1}')
+
+
+@pytest.mark.parametrize("n", [5, 14, 1003])
+def test_any_five_documents_in_a_row_are_three_to_fit_one_to_choose_and_one_to_test(n: int) -> None:
+    division = divide_documents(n, seed=3)
+    for start in range(n - 4):
+        assert sorted(division.parts[division.order[start : start + 5]].tolist()) == [FIT, FIT, FIT, CHOOSE, TEST]
+    assert sorted(division.order.tolist()) == list(range(n))
