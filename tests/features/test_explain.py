@@ -19,8 +19,8 @@ from features.attributes import (
     token_classes,
 )
 from features.explain import METHOD, ExplainConfig, explain
-from features.rules import CHOOSE, FIT, TEST, Predictor, Rule, divide_documents
 from features.phrases import Member, quoted, rule_text, tokens_text
+from features.rules import CHOOSE, FIT, TEST, Predictor, Rule, divide_documents
 
 VOCABULARY = [
     "",
