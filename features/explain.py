@@ -141,7 +141,12 @@ def explain(dictionary: Dictionary, config: ExplainConfig | None = None) -> Expl
     labels.write_explanations(
         store, pa.Table.from_pylist(explanations, schema=schema.TABLES["explanations"].arrow_schema()), METHOD
     )
-    labels.write_scores(store, pa.Table.from_pylist(scores, schema=schema.TABLES["scores"].arrow_schema()), METHOD)
+    labels.write_scores(
+        store,
+        pa.Table.from_pylist(scores, schema=schema.TABLES["scores"].arrow_schema()),
+        METHOD,
+        ("auc", "balanced_accuracy"),
+    )
     kinds = Counter(row["attribute"] for row in explanations)
     rare = kinds.pop("rare", 0)
 

@@ -74,9 +74,10 @@ def write_explanations(store: Store, rows: pa.Table, method: str) -> None:
     store.write_labels("explanations", rows, replace_where=f"method = '{_quoted(method)}'")
 
 
-def write_scores(store: Store, rows: pa.Table, method: str) -> None:
-    """Replaces all scores of the explanations of `method`."""
-    store.write_labels("scores", rows, replace_where=f"method = '{_quoted(method)}'")
+def write_scores(store: Store, rows: pa.Table, method: str, scorers: Sequence[str]) -> None:
+    """Replaces the scores of the explanations of `method` by `scorers`, and by their variants (`<scorer>_…`)."""
+    which = " or ".join(f"scorer = '{_quoted(name)}' or starts_with(scorer, '{_quoted(name)}_')" for name in scorers)
+    store.write_labels("scores", rows, replace_where=f"method = '{_quoted(method)}' and ({which})")
 
 
 def explanations_of(store: Store, feature: int) -> list[Explanation]:

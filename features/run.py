@@ -23,7 +23,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -39,6 +39,8 @@ from features.evaluation_run import evaluate_folders
 from features.explain import METHOD, ExplainConfig, ExplainReport, explain
 from features.index import IndexConfig, build_index, lasting_name
 from features.origin import check_site, data_of, model_of, settled
+from features.score_run import ScoreReport, score_rules
+from features.scoring_samples import ScoreConfig
 from features.store import write_json
 from features.training_run import Material, train_jobs
 from sae import SAE, Metrics, TrainResult, TrainSection
@@ -338,11 +340,15 @@ def run_explain(dictionary: str | Path, overrides: Sequence[str] = ()) -> int:
     `overrides` are settings such as `sample_tokens=1000000` (or `explain.sample_tokens=…`).
     """
     config = _settings(ExplainConfig, overrides, "explain")
-    opened = Dictionary.open(dictionary)
-    try:
+    with closing(Dictionary.open(dictionary)) as opened:
         return explain(opened, config).explained
-    finally:
-        opened.close()
+
+
+def run_score(dictionary: str | Path, scorers: Sequence[str], overrides: Sequence[str] = ()) -> ScoreReport:
+    """Scores the explanations of a dictionary; `overrides` are settings such as `score.features=100`."""
+    config = _settings(ScoreConfig, overrides, "score")
+    with closing(Dictionary.open(dictionary)) as opened:
+        return score_rules(opened, scorers, config)
 
 
 def run_demo(config: RunConfig) -> DemoReport:

@@ -163,12 +163,18 @@ PEOPLE = (
     ),
     _table(
         "scores",
-        "how well explanations predict activations",
+        "how well explanations predict activations (docs/explanations.md)",
         feature=FEATURE,
-        method=(pa.string(), "method of the explanation"),
-        scorer=(pa.string(), "for instance 'auc' or 'balanced_accuracy'"),
+        method=(pa.string(), "method of the explanation, or the baseline"),
+        scorer=(pa.string(), "for instance 'detection', 'fuzzing_auc' or 'simulation'"),
         score=(pa.float64(), "the score"),
         created=TIME,
+        low=(pa.float64(), "lower end of the 95 % interval, documents resampled; may be null"),
+        high=(pa.float64(), "upper end of it"),
+        n=(pa.int64(), "windows that were judged"),
+        failures=(pa.int64(), "windows without a usable answer, which the score leaves out"),
+        seed=(pa.int64(), "seed of the windows drawn"),
+        version=(pa.int32(), "version of the scorer's definition"),
     ),
     _table(
         "labels",
@@ -210,10 +216,24 @@ _SQL_TYPES = {
 
 
 def create_people_tables(connection: DuckDBPyConnection) -> None:
-    """Creates the label tables that are missing."""
+    """Creates the label tables, and columns of them, that are missing."""
     for table in PEOPLE:
         columns = ", ".join(f'"{column.name}" {_SQL_TYPES[column.type]}' for column in table.columns)
         connection.execute(f'create table if not exists "{table.name}" ({columns})')
+        # a labels database of an earlier version lacks what came later
+        for column in table.columns:
+            connection.execute(
+                f'alter table "{table.name}" add column if not exists "{column.name}" {_SQL_TYPES[column.type]}'
+            )
+
+
+def select_people(table: Table, present: set[str]) -> str:
+    """The query that reads a label table; columns that came after it was made are null."""
+    columns = ", ".join(
+        f'"{column.name}"' if column.name in present else f'null::{_SQL_TYPES[column.type]} as "{column.name}"'
+        for column in table.columns
+    )
+    return f'select {columns} from "{table.name}"'
 
 
 def write_view_database(path: Path, build: Path, people: Mapping[str, pa.Table]) -> None:

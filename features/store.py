@@ -143,11 +143,13 @@ class Store:
         if not (self.folder / LABELS).exists():
             return {table.name: table.arrow_schema().empty_table() for table in schema.PEOPLE}
         with self._labels_database(read_only=True) as connection:
-            present = {row[0] for row in connection.execute("select table_name from duckdb_tables()").fetchall()}
+            present = connection.execute("select table_name, column_name from duckdb_columns()").fetchall()
             return {
                 table.name: (
-                    connection.sql(f'select * from "{table.name}"').to_arrow_table().cast(table.arrow_schema())
-                    if table.name in present
+                    connection.sql(schema.select_people(table, {c for t, c in present if t == table.name}))
+                    .to_arrow_table()
+                    .cast(table.arrow_schema())
+                    if table.name in {name for name, _ in present}
                     else table.arrow_schema().empty_table()
                 )
                 for table in schema.PEOPLE

@@ -314,14 +314,33 @@ def convert(
 def explain(
     dictionary: Annotated[Path, typer.Argument(metavar="DICT", help="Folder of a dictionary.")],
     overrides: Overrides = None,
+    score: Annotated[
+        str | None,
+        typer.Option("--score", metavar="SCORERS", help="Also score: any of detection,fuzzing,simulation."),
+    ] = None,
 ) -> None:
     """Explain every live feature from the statistics of its tokens, and score the explanations.
 
-    [dim]glassbox explain runs/demo/dictionary/matryoshka[/dim]
-    """
-    from features import run
+    With [bold]--score[/bold] the rules behind them answer for windows of documents that they were not fitted on, beside
+    two baselines; the figures of every feature go into the table scores.
 
-    typer.echo(f"Explained {run.run_explain(dictionary, overrides or []):,} features of {dictionary}")
+    [dim]glassbox explain runs/demo/dictionary/matryoshka[/dim]
+
+    [dim]glassbox explain runs/demo/dictionary/matryoshka --score detection,fuzzing,simulation score.features=500[/dim]
+    """
+    from features import run, score_run
+    from ui.render import tables
+
+    given = overrides or []
+    of_scores = [override for override in given if override.startswith("score.")]
+    scorers = [name.strip() for name in (score or "").split(",") if name.strip()]
+    if of_scores and not scorers:
+        raise ValueError(f"`{of_scores[0]}` was given without scorers, expected --score: add --score detection")
+    score_run.check_scorers(scorers)
+    explained = run.run_explain(dictionary, [override for override in given if override not in of_scores])
+    typer.echo(f"Explained {explained:,} features of {dictionary}")
+    if scorers:
+        tables.show(tables.scores_table(run.run_score(dictionary, scorers, of_scores)))
 
 
 @app.command()

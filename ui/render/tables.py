@@ -63,6 +63,18 @@ def records_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def scores_table(report: Any) -> Table:
+    """Returns the mean scores of explanations beside their baselines."""
+    title = f"Means over {report.scored:,} features ({report.unscored:,} not scored: no rule, or too few windows)"
+    rows = [
+        {"method": row["method"], "scorer": row["scorer"], "mean": round(row["mean"], 3)}
+        | {"95 % interval": "" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"}
+        | {"features": row["features"], "failures": row["failures"]}
+        for row in report.rows()
+    ]
+    return records_table(title, sorted(rows, key=lambda row: row["scorer"]))
+
+
 def metrics_table(report: Any) -> Table:
     """Returns the metrics of a demo run beside their targets."""
     table = Table(title="On held-out text", title_justify="left", header_style="dim", box=None, pad_edge=False)
