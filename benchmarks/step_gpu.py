@@ -35,10 +35,12 @@ from sae.fused import FusedTraining
 from sae.kernels import encode, topk_select
 from sae.kernels.decode_loss import decode_loss
 from sae.kernels.dispatch import default_backend
+from sae.kernels.gate import gate
 from sae.kernels.jump import jump
 from sae.kernels.latent_adam import MOVED, Adam, Moments, latent_adam
 from sae.kernels.latent_order import latent_order
 from sae.kernels.latent_reduce import latent_reduce
+from sae.kernels.shrink import Penalty, shrink
 from sae.learner import Learner
 from sae.sparse import RaggedCodes
 
@@ -338,6 +340,25 @@ def kernels(bench: Bench) -> None:
 
     threshold = torch.full((f,), 0.5, device=bench.device)
     full = pre.float()
+    leaves = [full.clone().requires_grad_(), *(torch.zeros(f, device=bench.device).requires_grad_() for _ in range(3))]
+    norms = torch.ones(f, device=bench.device)
+
+    def torch_shrink(pre: Tensor) -> tuple[Tensor, ...]:
+        values = pre.relu()
+        return values, (values * norms).sum()
+
+    def torch_gate(product: Tensor, b_gate: Tensor, r_mag: Tensor, b_mag: Tensor) -> tuple[Tensor, ...]:
+        opened = (product + b_gate).relu()
+        values = torch.where(opened > 0, (product * r_mag.exp() + b_mag).relu(), 0)
+        return values, opened, (opened * norms).sum()
+
+    def both_ways(run: Callable[..., tuple[Tensor, ...]], *given: Tensor) -> Callable[[], object]:
+        def there_and_back() -> None:
+            made = run(*given)
+            torch.autograd.grad(made, given, [full if value.ndim else norms[0] for value in made])
+
+        return there_and_back
+
     pairs: dict[str, dict[str, Callable[[], object]]] = {
         "topk_select": {"ours": lambda: topk_select.topk_select(pre, k), "torch": dense_selection},
         "threshold_select": {
@@ -360,6 +381,14 @@ def kernels(bench: Bench) -> None:
         "jump": {
             "ours": lambda: jump(full, threshold, 0.1),
             "torch": lambda: (full * (full > threshold), (full > threshold).sum()),
+        },
+        "shrink": {
+            "ours": both_ways(lambda pre: shrink(pre, norms, Penalty("l1"))[:2], leaves[0]),
+            "torch": both_ways(torch_shrink, leaves[0]),
+        },
+        "gate": {
+            "ours": both_ways(lambda p, b, r, m: gate(p, b, r, m, norms), *leaves),
+            "torch": both_ways(torch_gate, *leaves),
         },
     }
     for name, pair in pairs.items():

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from sae.architectures.architecture import Architecture, Forward, Moment, strongest_entries
+from sae.kernels.dispatch import is_fused
+from sae.kernels.gate import gate
 from sae.selection import Selection
-from sae.shares import share_of_mean
+from sae.shares import batch_rows, share_of_mean
 from sae.step import Parameters
 
 
@@ -35,13 +37,17 @@ class Gated(Architecture):
 
     def forward(self, parameters: Parameters, x: Tensor, moment: Moment) -> Forward:
         pre = self.pre_activations(parameters, self.centre(parameters, x))
-        gate = pre + parameters["b_gate"]
-        activations = self._activations(parameters, pre)
         held = {name: value.detach() for name, value in parameters.items()}
-        error = x - self.write(held, gate.relu(), x)
-        penalty = self.coefficient(moment) * share_of_mean(
-            self.penalty(gate.relu() * self.decoder_norms(held), moment).sum(1)
-        )
+        norms = self.decoder_norms(held)
+        if is_fused(pre[:, :1], pre[:, :1]):
+            b_gate, r_mag, b_mag = (parameters[name] for name in ("b_gate", "r_mag", "b_mag"))
+            activations, opened, charged = gate(pre.contiguous(), b_gate, r_mag, b_mag, norms)
+            penalty = self.coefficient(moment) * charged / batch_rows(pre)
+        else:
+            opened = (pre + parameters["b_gate"]).relu()
+            activations = self._activations(parameters, pre)
+            penalty = self.coefficient(moment) * share_of_mean((opened * norms).sum(1))
+        error = x - self.write(held, opened, x)
         penalty = penalty + share_of_mean(error.pow(2).sum(1))
         return Forward(self.write(parameters, activations, x), activations, penalty)
 

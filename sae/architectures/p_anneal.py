@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from sae.architectures.architecture import Moment
-from sae.architectures.standard import Standard, power
+from sae.architectures.standard import Standard
 from sae.config import SAEConfig, default
+from sae.kernels.shrink import Penalty
 from sae.shares import over_rows
 from sae.step import Parameters
 
@@ -28,11 +29,15 @@ class PAnneal(Standard):
         annealed = max(0.0, moment.progress - warmup) / max(1e-9, 1 - warmup)
         return 1 + (default(self.config.penalty_exponent, 0.2) - 1) * annealed
 
+    def shape(self, moment: Moment) -> Penalty:
+        return Penalty("lp", self.exponent(moment))
+
+    def as_charged(self, charged: Tensor, written: Tensor) -> Tensor:
+        as_l1, as_power = over_rows(torch.stack([written.sum(), charged.detach().sum()]))
+        return charged * (as_l1 / as_power.clamp(min=1e-12))
+
     def penalty(self, written: Tensor, moment: Moment) -> Tensor:
-        shaped = power(written, self.exponent(moment))
-        as_l1, as_power = over_rows(torch.stack([written.detach().sum(), shaped.detach().sum()]))
-        scale = as_l1 / as_power.clamp(min=1e-12)
-        return shaped * scale
+        return self.as_charged(super().penalty(written, moment), written.detach())
 
     def finished(self, parameters: Parameters) -> tuple[SAEConfig, dict[str, Tensor]]:
         return replace(self.config, architecture="standard", penalty=None, penalty_exponent=None), dict(parameters)

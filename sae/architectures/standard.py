@@ -13,11 +13,11 @@ from torch import Tensor
 
 from sae.architectures.architecture import Architecture, Moment, padded, strongest_entries
 from sae.config import default
+from sae.kernels.dispatch import is_fused
+from sae.kernels.shrink import Penalty, shrink
 from sae.selection import Selection, latents_above
-from sae.shares import share_of_mean
+from sae.shares import batch_rows, share_of_mean
 from sae.step import Parameters
-
-POWER_FLOOR = 1e-3  # keeps the gradient of a^p finite at a = 0
 
 
 class Standard(Architecture):
@@ -33,24 +33,30 @@ class Standard(Architecture):
         parameters["b_enc"].fill_(-float(level))
 
     def activate(self, parameters: Parameters, pre: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
-        activations = pre.relu()
-        written = activations * self.decoder_norms(parameters)
-        return activations, self.coefficient(moment) * share_of_mean(self.penalty(written, moment).sum(1))
+        norms = self.decoder_norms(parameters)
+        if is_fused(pre[:, :1], pre[:, :1]):
+            activations, charged, written = shrink(pre.contiguous(), norms, self.shape(moment))
+            penalty = self.as_charged(charged, written) / batch_rows(pre)
+        else:
+            activations = pre.relu()
+            penalty = share_of_mean(self.penalty(activations * norms, moment).sum(1))
+        return activations, self.coefficient(moment) * penalty
+
+    def shape(self, moment: Moment) -> Penalty:
+        """Returns φ as it is in this step."""
+        kind = default(self.config.penalty, "l1")
+        if kind == "tanh":
+            return Penalty("tanh", default(self.config.tanh_scale, 4.0))
+        return Penalty("l1") if kind == "l1" else Penalty("lp", default(self.config.penalty_exponent, 0.5))
+
+    def as_charged(self, charged: Tensor, written: Tensor) -> Tensor:
+        """Returns what is paid for Σ φ(a), or for every φ(a); `written` is Σ a, or every a, held constant."""
+        return charged
 
     def penalty(self, written: Tensor, moment: Moment) -> Tensor:
-        kind = default(self.config.penalty, "l1")
-        if kind == "l1":
-            return written
-        if kind == "tanh":
-            return (default(self.config.tanh_scale, 4.0) * written).tanh()
-        return power(written, default(self.config.penalty_exponent, 0.5))
+        return self.shape(moment).charge(written)
 
     def encode(self, parameters: Parameters, centred: Tensor) -> Selection:
         if torch.is_grad_enabled() or self.config.architecture == "clt":
             return strongest_entries(self.dense_pre_activations(parameters, centred).relu())
         return padded(latents_above(centred, parameters["W_enc"], parameters["b_enc"], centred.new_zeros(())))
-
-
-def power(written: Tensor, exponent: float) -> Tensor:
-    """Returns (a + ε)^p − ε^p, which is 0 at 0 and has a finite slope there."""
-    return (written + POWER_FLOOR).pow(exponent) - POWER_FLOOR**exponent

@@ -8,5 +8,5 @@ run, so that the package loads without Triton. Nothing here waits for the device
 3. `latent_order`: the codes sorted by latent.
 4. `latent_reduce`, `latent_adam`: sums over each latent's codes; the latter moves the weights at once.
 5. `revive`: the auxiliary loss of dead latents, made of the same operations.
-6. `jump`: the element-wise passes of JumpReLU.
+6. `jump`: the element-wise passes of JumpReLU; `shrink`: those of ReLU latents under a penalty; `gate`: of gated ones.
 """

@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from sae.kernels import decode_loss, dispatch, jump, latent_adam, latent_reduce, topk_select
+from sae.kernels import decode_loss, dispatch, gate, jump, latent_adam, latent_reduce, shrink, topk_select
 from sae.kernels.cases import random_codes
 from sae.kernels.latent_order import latent_order
 
@@ -110,11 +110,16 @@ def launch_all(d: int, has_fp8: bool) -> None:
         z, threshold = torch.zeros(n, 512, **low).requires_grad_(), torch.ones(512).requires_grad_()
         active, count = jump.jump(z, threshold, 0.1, backend="triton")
         (active.sum() + count).backward()
+        for penalty in (shrink.Penalty("l1"), shrink.Penalty("lp", 0.5), shrink.Penalty("tanh", 4.0)):
+            values, charged, _ = shrink.shrink(z, threshold, penalty, backend="triton")
+            (values.sum() + charged).backward()
+        values, opened, charged = gate.gate(z, threshold, threshold, threshold, threshold.detach(), backend="triton")
+        (values.sum() + opened.sum() + charged).backward()
 
 
 if __name__ == "__main__":
     compile_instead(int(sys.argv[2]))
-    for module in (decode_loss, latent_reduce, latent_adam, topk_select, jump):
+    for module in (decode_loss, latent_reduce, latent_adam, topk_select, jump, shrink, gate):
         vars(module)["uses_triton"] = lambda backend, tensor: True
     assert not dispatch.uses_triton("auto", torch.zeros(1))
     launch_all(int(sys.argv[1]), has_fp8=int(sys.argv[2]) >= 89)

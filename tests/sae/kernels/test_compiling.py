@@ -21,6 +21,10 @@ KERNELS = [
     "_write_rows",
     "_forward",
     "_backward",
+    "_shrink",
+    "_shrink_backward",
+    "_gate",
+    "_gate_backward",
 ]
 
 
