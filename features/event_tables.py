@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features import schema
+from features.event_loops import statistics, strongest_tokens
 from features.events import EventRange, EventSpill
-from features.examples import choose_examples, order_by_activation, rank_within
+from features.examples import choose_examples
 
 if TYPE_CHECKING:
     from features.index import Corpus, IndexConfig
@@ -100,7 +101,7 @@ def write_event_tables(
             pieces.append(made[name])
         advance(made["events"].num_rows)
 
-    # NumPy lets go of the interpreter while it sorts and gathers: ranges are tabulated side by side, written in order
+    # loops and sorts let go of the interpreter: ranges are tabulated side by side, written in order
     with writer, ThreadPoolExecutor(TABLE_THREADS) as pool:
         waiting: deque[Future[dict[str, pa.Table]]] = deque()
         for events in spill.ranges(RANGE_EVENTS):
@@ -122,28 +123,19 @@ def _feature_rows(
     events: EventRange, documents: np.ndarray, n_indexed: int, norms: np.ndarray, first_event: int
 ) -> pa.Table:
     n = events.last - events.first
-    local = events.features - events.first
-    counts = events.counts
-    divisor = np.maximum(counts, 1)
-    sizes = np.abs(events.activations)
-    mean = np.bincount(local, sizes, minlength=n) / divisor
-    centred = sizes - mean[local]
-    variance = np.bincount(local, centred * centred, minlength=n) / divisor
-    largest = np.zeros(n, dtype=np.float32)
-    alive = counts > 0
-    largest[alive] = np.maximum.reduceat(sizes, events.starts[alive]) if alive.any() else 0
-    new_document = np.ones(local.size, dtype=bool)
-    new_document[1:] = (documents[1:] != documents[:-1]) | (local[1:] != local[:-1])
+    mean, deviation, largest = (np.empty(n, dtype=np.float32) for _ in range(3))
+    document_counts = np.empty(n, dtype=np.int32)
+    statistics(events.starts, events.counts, documents, events.activations, mean, deviation, largest, document_counts)
     return pa.table(
         [
             np.arange(events.first, events.last, dtype=np.int32),
-            counts.astype(np.int64),
-            counts / n_indexed,
-            mean.astype(np.float32),
-            np.sqrt(variance).astype(np.float32),
+            events.counts.astype(np.int64),
+            events.counts / n_indexed,
+            mean,
+            deviation,
             largest,
-            np.bincount(local[new_document], minlength=n).astype(np.int32),
-            ~alive,
+            document_counts,
+            events.counts == 0,
             norms[events.first : events.last].astype(np.float32),
             (events.starts + first_event).astype(np.int64),
         ],
@@ -210,22 +202,14 @@ def group_events(keys: np.ndarray, weights: np.ndarray, n_keys: int) -> tuple[np
 
 
 def _token_rows(events: EventRange, tokens: np.ndarray, vocab: int, limit: int) -> pa.Table:
-    local = (events.features - events.first).astype(np.int64)
-    sizes = np.abs(events.activations)
-    keys, counts, mass = group_events(
-        local * vocab + tokens[events.ordinals], sizes, (events.last - events.first) * vocab
+    most = int(np.minimum(events.counts, min(limit, vocab)).sum())
+    found, times, shares = np.empty(most, np.int32), np.empty(most, np.int64), np.empty(most, np.float32)
+    rows = strongest_tokens(
+        events.starts, events.counts, events.ordinals, events.activations, tokens, vocab, limit, found, times, shares
     )
-    feature, token = keys // vocab, keys % vocab
-    total = np.bincount(local, sizes, minlength=events.last - events.first)
-    share = (mass / np.where(total == 0, 1, total)[feature]).astype(np.float32)
-    order = order_by_activation(feature, share)
-    order = order[rank_within(feature[order]) < limit]
+    n = int(rows.sum())
+    features = np.repeat(np.arange(events.first, events.last, dtype=np.int32), rows)
     return pa.table(
-        [
-            token[order].astype(np.int32),
-            (feature[order] + events.first).astype(np.int32),
-            counts[order].astype(np.int64),
-            share[order],
-        ],
+        [found[:n], features, times[:n], shares[:n]],
         schema=schema.TABLES["feature_tokens"].arrow_schema(),
     )

@@ -8,8 +8,6 @@ Enters: batches of (feature, token number, activation) in the order of the text.
    of the batches that it holds: several processes fill one folder.
 2. A range of features is read from all chunks and merged without comparing anything: chunks follow the text, so the
    place of each event is the feature's start plus what earlier chunks hold of the feature (a counting sort).
-
-Sorting one packed integer per event (feature above, place below) is what makes this fast: about 6 ns an event.
 """
 
 from __future__ import annotations
@@ -23,6 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from features.event_loops import gather_by_feature
 
 
 @dataclass(frozen=True)
@@ -119,13 +119,15 @@ class EventSpill:
         features = np.concatenate([part[0] for part in self._pending])
         ordinals = np.concatenate([part[1] for part in self._pending])
         activations = np.concatenate([part[2] for part in self._pending])
-        order = order_by_feature(features)
+        counts = np.bincount(features, minlength=self.n_features)
+        by_feature, values_by_feature = np.empty_like(ordinals), np.empty_like(activations)
+        gather_by_feature(features, ordinals, activations, counts, by_feature, values_by_feature)
         chunk = self.folder / f"chunk-{self._first:09d}-{self._next:09d}"
         partial = chunk.with_suffix(".partial")
         partial.mkdir()
-        np.save(partial / "counts.npy", np.bincount(features, minlength=self.n_features))
-        np.save(partial / "ordinals.npy", ordinals[order])
-        np.save(partial / "activations.npy", activations[order])
+        np.save(partial / "counts.npy", counts)
+        np.save(partial / "ordinals.npy", by_feature)
+        np.save(partial / "activations.npy", values_by_feature)
         facts = {"events": int(features.size), "first": self._first, "next": self._next}
         (partial / "chunk.json").write_text(json.dumps(facts))
         os.replace(partial, chunk)
@@ -164,13 +166,6 @@ class EventSpill:
     def remove(self) -> None:
         """Deletes the chunks."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def order_by_feature(features: np.ndarray) -> np.ndarray:
-    """Indices that sort `features` and keep the order of equal ones."""
-    packed = (features.astype(np.int64) << 32) | np.arange(features.size, dtype=np.int64)
-    packed.sort()
-    return packed & 0xFFFFFFFF
 
 
 def split_features(counts: np.ndarray, max_events: int, max_features: int) -> Iterator[tuple[int, int]]:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from features import event_loops
+from features.event_loops import mark_strongest
 from features.events import EventRange
 
 
@@ -30,25 +32,23 @@ class ExampleRows:
     activations: np.ndarray
 
 
+def uniform(seed: int, features: np.ndarray, n: int) -> np.ndarray:
+    """Numbers in [0, 1), float64 [features, n]: what a feature draws depends on `seed` and on itself alone.
+
+    Counters are mixed as by SplitMix64 (Steele, Lea and Flood 2014), which costs nothing for each feature.
+    """
+    number = features.astype(np.uint64)[:, None] * np.uint64(n) + np.arange(n, dtype=np.uint64)
+    state = (number + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed % 2**64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        state = (state ^ (state >> np.uint64(shift))) * np.uint64(factor)
+    return ((state ^ (state >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+
+
 def window_peaks(events: EventRange, windows: np.ndarray) -> EventRange:
     """The first strongest event of each feature in each window; `windows` numbers the window of each token."""
-    if events.features.size == 0:
-        return events
-    window = windows[events.ordinals]
-    starts_here = np.empty(window.size, dtype=bool)
-    starts_here[0] = True
-    np.not_equal(window[1:], window[:-1], out=starts_here[1:])
-    starts_here[1:] |= events.features[1:] != events.features[:-1]
-    starts = np.flatnonzero(starts_here)
-    sizes = np.abs(events.activations)
-    strongest = np.maximum.reduceat(sizes, starts)
-    lengths = np.diff(np.append(starts, window.size))
-    at_peak = np.flatnonzero(sizes == np.repeat(strongest, lengths))
-    segment = np.searchsorted(starts, at_peak, side="right") - 1
-    first_of_segment = np.empty(at_peak.size, dtype=bool)
-    first_of_segment[:1] = True
-    first_of_segment[1:] = segment[1:] != segment[:-1]
-    return events.select(at_peak[first_of_segment])
+    peaks = np.empty(events.features.size, dtype=np.int64)
+    found = event_loops.window_peaks(events.starts, events.counts, events.ordinals, events.activations, windows, peaks)
+    return events.select(peaks[:found])
 
 
 def order_by_activation(features: np.ndarray, activations: np.ndarray) -> np.ndarray:
@@ -89,8 +89,9 @@ def choose_examples(
     peaks = window_peaks(events, windows)
     order = order_by_activation(peaks.features, np.abs(peaks.activations))
     features = peaks.features[order]
-    rank = rank_within(features)
-    is_top = _strongest(features, rank, documents[peaks.ordinals[order]], top, per_document)
+    is_top = np.zeros(features.size, dtype=bool)
+    n_documents = int(documents.max(initial=-1)) + 1
+    mark_strongest(features, documents[peaks.ordinals[order]], n_documents, top, per_document, is_top)
 
     others = np.flatnonzero(~is_top)
     chosen = [np.flatnonzero(is_top)]
@@ -98,16 +99,10 @@ def choose_examples(
     if strata and stratum_examples and others.size:
         other_counts = np.bincount(features[others] - events.first, minlength=events.last - events.first)
         other_starts = np.cumsum(other_counts) - other_counts
-        # one draw for all features of the dictionary would cost memory; one per feature keeps ranges independent
-        draws = np.stack(
-            [
-                np.random.Generator(np.random.Philox(key=[seed, feature])).random((strata, stratum_examples))
-                for feature in range(events.first, events.last)
-            ]
-        )
+        start = uniform(seed, np.arange(events.first, events.last), strata)[:, :, None]
         edges = other_counts[:, None] * np.arange(strata + 1) // strata
         low, length = edges[:, :-1, None], np.diff(edges, axis=1)[:, :, None]
-        place = (length * (np.arange(stratum_examples) + draws) / stratum_examples).astype(np.int64)
+        place = (length * (np.arange(stratum_examples) + start) / stratum_examples).astype(np.int64)
         place = low + np.minimum(place, np.maximum(length - 1, 0))
         valid = np.broadcast_to(length > 0, place.shape).copy()
         valid[:, :, 1:] &= place[:, :, 1:] != place[:, :, :-1]
@@ -122,27 +117,3 @@ def choose_examples(
     ranks = rank_within(features[index].astype(np.int64) * (strata + 1) + stratum)
     source = order[index]
     return ExampleRows(features[index], stratum, ranks, peaks.ordinals[source], peaks.activations[source])
-
-
-def _strongest(
-    features: np.ndarray, rank: np.ndarray, documents: np.ndarray, top: int, per_document: int
-) -> np.ndarray:
-    """Marks the first `top` peaks of each feature, counting at most `per_document` of one document."""
-    depth = 4 * top
-    while True:
-        head = np.flatnonzero(rank < depth)
-        # stable sort by (feature, document) keeps the order of activation, so the rank inside is the document's own
-        order = np.lexsort((documents[head], features[head]))
-        pair_feature, pair_document = features[head][order], documents[head][order]
-        within = np.empty(head.size, dtype=np.int64)
-        within[order] = rank_within(pair_feature.astype(np.int64) << 32 | pair_document)
-        kept = head[within < per_document]
-        kept = kept[rank_within(features[kept]) < top]
-        # a feature is settled when its list is full, or when all its peaks have been looked at
-        found = np.bincount(features[kept], minlength=int(features.max(initial=0)) + 1)
-        unsettled = np.unique(features[rank == depth]) if rank.size else np.zeros(0, dtype=np.int64)
-        if not np.any(found[unsettled] < top):
-            mark = np.zeros(features.size, dtype=bool)
-            mark[kept] = True
-            return mark
-        depth *= 4
