@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from features import labels, search, wiring
 from features.labels import Explanation
+from features.questions import TIMEOUT_S
 from features.search import SearchHit
 from features.store import Store
 from features.text import Text
@@ -429,9 +430,13 @@ class Dictionary:
         ).to_pylist()
         return {row["feature"]: row["text"] for row in rows}
 
-    def sql(self, query: str) -> pa.Table:
-        """Answers one SELECT over the tables of `features.schema`; writes, files and settings are refused."""
-        return self.store.sql(query)
+    def sql(self, query: str, timeout_s: float | None = TIMEOUT_S) -> pa.Table:
+        """Answers one question over the tables of `features.schema`, stopped after `timeout_s`.
+
+        Raises:
+            ValueError: writes, other files, settings, several statements, or an answer that takes too long.
+        """
+        return self.store.sql(query, timeout_s)
 
     def add_label(self, feature: int, text: str, author: str | None = None) -> Explanation:
         """Writes a label for a feature; the newest one is shown."""

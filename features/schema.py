@@ -10,7 +10,7 @@ off and the configuration locked: nothing can be written, no other file read, no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,11 +23,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its name, Arrow type and meaning."""
+    """One column: its name, Arrow type, meaning and unit."""
 
     name: str
     type: pa.DataType
     meaning: str
+    unit: str = ""
+    """Empty for names, texts and ids."""
+
+    @property
+    def sql_type(self) -> str:
+        """The type as SQL names it."""
+        return _SQL_TYPES[self.type]
 
 
 @dataclass(frozen=True)
@@ -43,30 +50,35 @@ class Table:
         return pa.schema([(column.name, column.type) for column in self.columns])
 
 
-def _table(name: str, meaning: str, /, **columns: tuple[pa.DataType, str]) -> Table:
+def _table(name: str, meaning: str, /, **columns: tuple[pa.DataType, str] | tuple[pa.DataType, str, str]) -> Table:
     return Table(name, meaning, tuple(Column(key, *value) for key, value in columns.items()))
 
 
 FEATURE = (pa.int32(), "index of the SAE's latent")
 DOCUMENT = (pa.int32(), "index of the document")
-POSITION = (pa.int32(), "the token's position in its document")
+POSITION = (pa.int32(), "the token's position in its document", "tokens")
 TOKEN_ID = (pa.int32(), "id in the model's vocabulary")
-ACTIVATION = (pa.float32(), "the latent's value at the token; negative values occur where the architecture has them")
+ACTIVATION_UNIT = "activation"
+ACTIVATION = (
+    pa.float32(),
+    "the latent's value at the token; negative values occur where the architecture has them",
+    ACTIVATION_UNIT,
+)
 
 STORED = (
     _table(
         "features",
         "one row per latent, dead ones included",
         feature=FEATURE,
-        count=(pa.int64(), "indexed tokens at which the latent is not zero"),
-        density=(pa.float64(), "count as a share of the indexed tokens"),
-        mean_activation=(pa.float32(), "mean size of the value where it is not zero"),
-        std_activation=(pa.float32(), "standard deviation of that size"),
-        max_activation=(pa.float32(), "largest size of the value; 0 for a dead latent"),
-        documents=(pa.int32(), "documents in which it is ever active"),
+        count=(pa.int64(), "indexed tokens at which the latent is not zero", "tokens"),
+        density=(pa.float64(), "count as a share of the indexed tokens", "0 to 1"),
+        mean_activation=(pa.float32(), "mean size of the value where it is not zero", ACTIVATION_UNIT),
+        std_activation=(pa.float32(), "standard deviation of that size", ACTIVATION_UNIT),
+        max_activation=(pa.float32(), "largest size of the value; 0 for a dead latent", ACTIVATION_UNIT),
+        documents=(pa.int32(), "documents in which it is ever active", "documents"),
         is_dead=(pa.bool_(), "never active in the indexed text"),
-        decoder_norm=(pa.float32(), "length of its row of W_dec"),
-        first_event=(pa.int64(), "number of its first row in events"),
+        decoder_norm=(pa.float32(), "length of its row of W_dec", "the site's"),
+        first_event=(pa.int64(), "number of its first row in events", "rows"),
     ),
     _table(
         "examples",
@@ -75,7 +87,7 @@ STORED = (
         stratum=(pa.int8(), "0: strongest windows; 1, 2, …: equal parts of the others, from strong to weak"),
         rank=(pa.int32(), "order inside the stratum, from strong to weak"),
         document=DOCUMENT,
-        position=(pa.int32(), "position of the window's strongest token in its document"),
+        position=(pa.int32(), "position of the window's strongest token in its document", "tokens"),
         activation=ACTIVATION,
     ),
     _table(
@@ -91,8 +103,8 @@ STORED = (
         "the indexed documents",
         document=DOCUMENT,
         name=(pa.string(), "where the text comes from; for files the relative path"),
-        n_tokens=(pa.int32(), "tokens of it that are in the table tokens"),
-        first_token=(pa.int64(), "number of its first row in tokens"),
+        n_tokens=(pa.int32(), "tokens of it that are in the table tokens", "tokens"),
+        first_token=(pa.int64(), "number of its first row in tokens", "rows"),
     ),
     _table(
         "token_ids",
@@ -100,7 +112,7 @@ STORED = (
         document=DOCUMENT,
         position=POSITION,
         token_id=TOKEN_ID,
-        context_position=(pa.int32(), "position in the row that the model saw"),
+        context_position=(pa.int32(), "position in the row that the model saw", "tokens"),
         is_indexed=(pa.bool_(), "counted in the statistics (false: special token)"),
     ),
     _table(
@@ -108,15 +120,15 @@ STORED = (
         "the model's tokens",
         token_id=TOKEN_ID,
         token=(pa.string(), "the token's text as it stands in a document"),
-        count=(pa.int64(), "how often it stands in the indexed text"),
+        count=(pa.int64(), "how often it stands in the indexed text", "tokens"),
     ),
     _table(
         "feature_tokens",
         "the tokens that hold most of a feature's activation, ordered by token for search",
         token_id=TOKEN_ID,
         feature=FEATURE,
-        count=(pa.int64(), "times the feature is active at this token"),
-        mass=(pa.float32(), "share of the feature's summed activation that falls on this token"),
+        count=(pa.int64(), "times the feature is active at this token", "tokens"),
+        mass=(pa.float32(), "share of the feature's summed activation that falls on this token", "0 to 1"),
     ),
     _table(
         "logit_ids",
@@ -125,7 +137,11 @@ STORED = (
         side=(pa.string(), "'top' or 'bottom'"),
         rank=(pa.int32(), "order inside the side, from the strongest"),
         token_id=TOKEN_ID,
-        logit=(pa.float32(), "change of the token's logit per unit of activation, up to the final norm's scale"),
+        logit=(
+            pa.float32(),
+            "change of the token's logit per unit of activation, up to the final norm's scale",
+            "logits",
+        ),
     ),
     _table(
         "neighbours",
@@ -133,16 +149,16 @@ STORED = (
         feature=FEATURE,
         rank=(pa.int32(), "order from the closest"),
         neighbour=(pa.int32(), "the other feature"),
-        cosine=(pa.float32(), "cosine of the two rows of W_dec"),
+        cosine=(pa.float32(), "cosine of the two rows of W_dec", "−1 to 1"),
     ),
     _table(
         "histograms",
         "non-empty bins of the sizes of a feature's activations; edges are quarter octaves",
         feature=FEATURE,
         bin=(pa.int32(), "order from small to large"),
-        low=(pa.float32(), "lower edge"),
-        high=(pa.float32(), "upper edge"),
-        count=(pa.int64(), "events in the bin"),
+        low=(pa.float32(), "lower edge", ACTIVATION_UNIT),
+        high=(pa.float32(), "upper edge", ACTIVATION_UNIT),
+        count=(pa.int64(), "events in the bin", "events"),
     ),
 )
 
@@ -204,6 +220,29 @@ VIEWS = {
     "logits": "select feature, side, rank, token_id, token, logit from logit_ids join vocabulary using (token_id)",
 }
 
+
+def _view(name: str, meaning: str, ids: str, columns: Sequence[str]) -> Table:
+    """A view of the table `ids` with the text of its tokens."""
+    known = {column.name: column for column in (*TABLES["vocabulary"].columns, *TABLES[ids].columns)}
+    return Table(name, meaning, tuple(known[column] for column in columns))
+
+
+SHOWN: dict[str, Table] = TABLES | {
+    "tokens": _view(
+        "tokens",
+        "the text, one row per token",
+        "token_ids",
+        ("document", "position", "token_id", "token", "context_position", "is_indexed"),
+    ),
+    "logits": _view(
+        "logits",
+        "the tokens that a feature's decoder direction promotes and suppresses most",
+        "logit_ids",
+        ("feature", "side", "rank", "token_id", "token", "logit"),
+    ),
+}
+"""Everything that SQL sees, views included."""
+
 _SQL_TYPES = {
     pa.int8(): "TINYINT",
     pa.int32(): "INTEGER",
@@ -218,19 +257,17 @@ _SQL_TYPES = {
 def create_people_tables(connection: DuckDBPyConnection) -> None:
     """Creates the label tables, and columns of them, that are missing."""
     for table in PEOPLE:
-        columns = ", ".join(f'"{column.name}" {_SQL_TYPES[column.type]}' for column in table.columns)
+        columns = ", ".join(f'"{column.name}" {column.sql_type}' for column in table.columns)
         connection.execute(f'create table if not exists "{table.name}" ({columns})')
         # a labels database of an earlier version lacks what came later
         for column in table.columns:
-            connection.execute(
-                f'alter table "{table.name}" add column if not exists "{column.name}" {_SQL_TYPES[column.type]}'
-            )
+            connection.execute(f'alter table "{table.name}" add column if not exists "{column.name}" {column.sql_type}')
 
 
 def select_people(table: Table, present: set[str]) -> str:
     """The query that reads a label table; columns that came after it was made are null."""
     columns = ", ".join(
-        f'"{column.name}"' if column.name in present else f'null::{_SQL_TYPES[column.type]} as "{column.name}"'
+        f'"{column.name}"' if column.name in present else f'null::{column.sql_type} as "{column.name}"'
         for column in table.columns
     )
     return f'select {columns} from "{table.name}"'
@@ -241,6 +278,7 @@ def write_view_database(path: Path, build: Path, people: Mapping[str, pa.Table])
     import duckdb
 
     with duckdb.connect(str(path)) as connection:
+        connection.execute("begin")
         create_people_tables(connection)
         for name, table in people.items():
             connection.register("incoming", table)
@@ -251,6 +289,7 @@ def write_view_database(path: Path, build: Path, people: Mapping[str, pa.Table])
             connection.execute(f"create view \"{table.name}\" as select * from read_parquet('{source}')")
         for name, query in VIEWS.items():
             connection.execute(f'create view "{name}" as {query}')
+        connection.execute("commit")
 
 
 def open_locked(path: Path, build: Path) -> DuckDBPyConnection:
@@ -265,6 +304,7 @@ def open_locked(path: Path, build: Path) -> DuckDBPyConnection:
         "autoload_known_extensions = false",
         "autoinstall_known_extensions = false",
         "allow_community_extensions = false",
+        "allow_persistent_secrets = false",
         "python_enable_replacements = false",
         "enable_external_access = false",
         "lock_configuration = true",

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from ui import serving
+from ui.render import html
 
 
 class Mode(StrEnum):
@@ -415,15 +416,23 @@ def _feature_strength(text: str) -> tuple[int, float]:
 @app.command()
 def sql(
     dictionary: Annotated[Path, typer.Argument(metavar="DICT", help="Folder of a dictionary.")],
-    query: Annotated[str, typer.Argument(metavar="QUERY", help="One SELECT statement.")],
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="One SELECT statement, or DESCRIBE, SUMMARIZE, SHOW.")],
     format: Annotated[str, typer.Option("--format", help="table, csv, json, parquet or arrow.")] = "table",
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Write there instead of the screen.")
     ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", metavar="N", min=0, help="Rows to show (default: 200 on the screen, else all)."),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="S", min=0.001, help="Stop a query that takes longer, in seconds.")
+    ] = 60.0,
 ) -> None:
     """Ask the dictionary in SQL. Read-only: nothing can be changed, and no other file can be read.
 
-    Tables: features, examples, events, documents, tokens, logits, neighbours, histograms, explanations, scores, labels.
+    Tables: features, examples, events, documents, tokens, logits, neighbours, histograms, explanations, scores, labels,
+    lists; [bold]show tables[/bold] and [bold]describe features[/bold] tell more.
 
     [dim]glassbox sql DICT "select feature, density from features order by density desc limit 5"[/dim]
 
@@ -434,7 +443,7 @@ def sql(
 
     tables.check_format(format, out)
     with closing(Dictionary.open(dictionary)) as opened:
-        tables.write_table(opened.sql(query), format, out)
+        tables.write_table(opened.sql(query, timeout_s=timeout), format, out, limit)
 
 
 @app.command()
@@ -515,7 +524,8 @@ def _check_imports() -> None:
 
 def _complain(message: str, code: int) -> int:
     place = f"process {os.environ.get('RANK')} of {_world()}: " if _world() > 1 and code == 1 else ""
-    print(f"error: {place}{' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    # what was refused may stand in the message, and a terminal obeys controls
+    print(f"error: {place}{' '.join(message.split()).translate(html.UNSEEN)}", file=sys.stderr)  # noqa: T201
     return code
 
 

@@ -1,4 +1,4 @@
-"""The folder: whole or refused; SQL from people: questions only; labels: shared between processes."""
+"""The folder: whole or refused; labels: shared between processes."""
 
 from __future__ import annotations
 
@@ -18,69 +18,10 @@ import torch
 
 import features.index
 from features import Dictionary, IndexConfig, build_index
-from features.schema import TABLES, VIEWS
 from features.store import MANIFEST, Store
 from sae import SAE
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def test_every_documented_table_answers_with_its_columns(dictionary: Dictionary) -> None:
-    for name, table in TABLES.items():
-        answer = dictionary.sql(f'select * from "{name}" limit 1')
-        assert answer.column_names == [column.name for column in table.columns]
-    for name in VIEWS:
-        assert dictionary.sql(f"select * from {name} limit 1").num_rows == 1
-
-
-@pytest.mark.parametrize(
-    "query",
-    [
-        "create table x as select 1",
-        "insert into labels values (1, 'x', 'y', 'z')",
-        "delete from labels",
-        "drop view features",
-        "update labels set text = 'x'",
-        "with x as (insert into labels values (1, 'a', 'b', 'c') returning *) select * from x",
-        "copy (select 1) to 'x.csv'",
-        "copy features to '{build}/x.parquet'",
-        "attach 'x.db'",
-        "attach '{build}/x.db' as other",
-        "install httpfs",
-        "load httpfs",
-        "set enable_external_access = true",
-        "pragma database_list",
-        "reset lock_configuration",
-        "explain analyze select 1",
-        "select 1; select 2",
-        "checkpoint",
-        "call pragma_version()",
-        "export database '{build}/x'",
-        "",
-        "select * from read_text('/etc/hostname')",
-        "select * from '/etc/passwd'",
-        "select * from read_csv('{build}/../../outside.csv')",
-        "select * from read_blob('{build}/../{manifest}')",
-        "select * from glob('/etc/*')",
-        "select getenv('HOME')",
-        "select nothing from features",
-        "selec",
-    ],
-)
-def test_sql_refuses_all_but_questions_in_one_line(dictionary: Dictionary, query: str) -> None:
-    before = sorted(path.name for path in dictionary.store.build.rglob("*"))
-    with pytest.raises(ValueError, match=r"expected (exactly )?one SELECT") as refusal:
-        dictionary.sql(query.format(build=dictionary.store.build, manifest=MANIFEST))
-    assert "\n" not in str(refusal.value)
-    assert sorted(path.name for path in dictionary.store.build.rglob("*")) == before
-    assert dictionary.sql("select count(*) as n from features")["n"][0].as_py() == 96
-
-
-def test_sql_does_not_see_the_programs_variables(dictionary: Dictionary) -> None:
-    secret = dictionary.sql("select 1 as one")
-    assert secret.num_rows == 1
-    with pytest.raises(ValueError, match="secret"):
-        dictionary.sql("select * from secret")
 
 
 def test_an_empty_folder_and_a_half_built_one_are_refused(tmp_path: Path, copied: Path) -> None:

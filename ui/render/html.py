@@ -51,13 +51,15 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri
 _INDENTATION = re.compile("(⏎</i>)( {2,})")
 _TEMPLATE_SIGNS = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"})
 # what would reorder or hide neighbouring text: controls, and the signs that change the direction of writing
-_UNSEEN = {code: f"\\x{code:02x}" for code in [*range(9), 11, 12, *range(14, 32), 127, *range(0x80, 0xA0)]}
-_UNSEEN |= {code: f"\\u{code:04x}" for code in [0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF]}
+UNSEEN = {code: f"\\x{code:02x}" for code in [*range(9), 11, 12, *range(14, 32), 127, *range(0x80, 0xA0)]}
+UNSEEN |= {
+    code: f"\\u{code:04x}" for code in [0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF]
+}
 
 
 def escape(text: object) -> str:
     """Returns `text` as HTML that shows it and does nothing else, in element content and in quoted attributes."""
-    return html.escape(str(text).translate(_UNSEEN), quote=True).translate(_TEMPLATE_SIGNS)
+    return html.escape(str(text).translate(UNSEEN), quote=True).translate(_TEMPLATE_SIGNS)
 
 
 def visible(token: str, spaces: bool = False) -> str:

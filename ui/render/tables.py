@@ -7,6 +7,7 @@ characters made visible and without rich's markup.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ui.render.html import UNSEEN
 from ui.render.report import HEADLINES
 
 if TYPE_CHECKING:
@@ -27,8 +29,7 @@ if TYPE_CHECKING:
 FORMATS = ("table", "csv", "json", "parquet", "arrow")
 BINARY = ("parquet", "arrow")
 ROWS_SHOWN = 200
-_CONTROLS = {code: f"\\x{code:02x}" for code in [*range(32), 127, *range(0x80, 0xA0)] if code not in (9, 10, 13)}
-_CONTROLS |= {9: "⇥", 10: "⏎", 13: "␍"}
+_CONTROLS = UNSEEN | {9: "⇥", 10: "⏎", 13: "␍"}
 
 
 def show(*parts: RenderableType) -> None:
@@ -57,7 +58,7 @@ def records_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title=title or None, title_justify="left", header_style="dim", box=None, pad_edge=False)
     for column in columns:
         numeric = all(isinstance(row.get(column), int | float | None) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(text(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*[text(row.get(column)) for column in columns])
     return table
@@ -165,22 +166,49 @@ def check_format(name: str, out: Path | None) -> None:
         raise ValueError(f"--format {name} is binary and stdout is a terminal, expected a file: give --out FILE")
 
 
-def write_table(answer: pa.Table, format: str, out: Path | None) -> None:
-    """Writes an Arrow table in one of `FORMATS` to a file (whole or not at all) or to stdout."""
+def write_table(answer: pa.Table, format: str, out: Path | None, limit: int | None = None) -> None:
+    """Writes an Arrow table in one of `FORMATS` to a file (whole or not at all) or to stdout.
+
+    `limit` cuts the rows; without it a table on the screen has `ROWS_SHOWN` of them, everything else all.
+    """
+    if limit is None and format == "table" and out is None:
+        limit = ROWS_SHOWN
+    shown = answer if limit is None else answer.slice(0, limit)
     if format == "table" and out is None:
-        rows = answer.slice(0, ROWS_SHOWN).to_pylist()
+        rows = _records(shown)
         show(records_table("", rows) if rows else Text("no rows", "dim"))
-        if answer.num_rows > ROWS_SHOWN:
-            print(f"{answer.num_rows:,} rows, {ROWS_SHOWN} shown: use --format csv for all", file=sys.stderr)  # noqa: T201
-        return
-    content = _encoded(answer, format)
-    if out is None:
-        sys.stdout.buffer.write(content)
-        sys.stdout.flush()
-        return
-    partial = out.with_name(f"{out.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, out)
+    else:
+        content = _encoded(shown, format)
+        if out is not None:
+            partial = out.with_name(f"{out.name}.partial")
+            partial.write_bytes(content)
+            os.replace(partial, out)
+        elif sys.stdout.isatty():  # a terminal obeys controls that a file only holds
+            print(content.decode().translate(UNSEEN), end="")  # noqa: T201
+        else:
+            sys.stdout.buffer.write(content)
+            sys.stdout.flush()
+    if shown.num_rows < answer.num_rows:
+        print(f"{answer.num_rows:,} rows, {shown.num_rows:,} shown: --limit N shows more", file=sys.stderr)  # noqa: T201
+
+
+def _records(answer: pa.Table) -> list[dict[str, Any]]:
+    try:
+        return answer.to_pylist()
+    except OverflowError as error:
+        raise ValueError(
+            f"the answer holds a date or time that Python does not know ({error}), expected years 1 to 9999: "
+            "cast it to varchar, or write parquet"
+        ) from None
+
+
+def _finite(value: Any) -> Any:
+    """Returns the value as JSON can say it: null for what is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _encoded(answer: pa.Table, format: str) -> bytes:
@@ -202,13 +230,14 @@ def _encoded(answer: pa.Table, format: str) -> bytes:
         lines = io.TextIOWrapper(buffer, encoding="utf-8", newline="")
         rows = csv.writer(lines)
         rows.writerow(answer.column_names)
-        rows.writerows(row.values() for row in answer.to_pylist())
+        rows.writerows(row.values() for row in _records(answer))
         lines.flush()
         lines.detach()
     elif format == "json":
-        buffer.write(json.dumps(answer.to_pylist(), ensure_ascii=False, indent=1, default=str).encode() + b"\n")
+        rows = [_finite(row) for row in _records(answer)]
+        buffer.write(json.dumps(rows, ensure_ascii=False, indent=1, allow_nan=False, default=str).encode() + b"\n")
     else:
         console = Console(file=io.StringIO(), width=160)
-        console.print(records_table("", answer.to_pylist()))
+        console.print(records_table("", _records(answer)))
         buffer.write(console.file.getvalue().encode())  # pyright: ignore[reportAttributeAccessIssue]
     return buffer.getvalue()
