@@ -89,9 +89,5 @@ class Records:
 
 
 def finish(name: str, figures: dict[str, Any], write: bool) -> None:
-    """Prints the figures and, when asked, keeps them: a line for each of a list of `cases`, else one."""
-    records = Records(name, write)
-    figures = dict(figures)
-    cases = figures.pop("cases") if isinstance(figures.get("cases"), list) else [{}]
-    for case in cases:
-        records.add("case", **figures, **case)
+    """Prints the figures and, when asked, keeps them as one line."""
+    Records(name, write).add("case", **figures)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.report import finish, interleaved, spread
+from benchmarks.report import Records, interleaved, spread
 from sae.architectures import Architecture
 from sae.config import SAEConfig, TrainConfig
 from sae.learner import Learner
@@ -28,6 +29,14 @@ CASES = [
     dict(architecture="matryoshka_batchtopk", d_in=256, d_sae=4096, k=32, batch_rows=2048),
     dict(architecture="jumprelu", d_in=256, d_sae=4096, target_l0=32.0, batch_rows=2048),
 ]
+CURVE: list[dict[str, Any]] = [
+    *(
+        dict(architecture="topk", d_in=256, d_sae=d_sae, k=32, batch_rows=2048)
+        for d_sae in (1024, 2048, 4096, 8192, 16384)
+    ),
+    *(dict(architecture="topk", d_in=256, d_sae=4096, k=32, batch_rows=rows) for rows in (512, 1024, 4096, 8192)),
+]
+"""Steps whose cost for each latent and row must not rise."""
 
 
 def dense_learner(config: TrainConfig, device: str) -> Learner:
@@ -47,15 +56,20 @@ def rows(d_in: int, n: int, device: str) -> Tensor:
     return (active @ features).to(device)
 
 
-def measure(case: dict[str, Any], device: str, repeats: int) -> dict[str, object]:
-    """Times both steps on one case."""
-    config = TrainConfig(
+def config_of(case: dict[str, Any], device: str) -> TrainConfig:
+    """Returns a long run's config."""
+    return TrainConfig(
         sae=SAEConfig(**{name: value for name, value in case.items() if name != "batch_rows"}),
         batch_rows=case["batch_rows"],
         total_rows=case["batch_rows"] * 10_000,
         out=tempfile.gettempdir(),
         device=device,
     )
+
+
+def measure(case: dict[str, Any], device: str, repeats: int) -> dict[str, object]:
+    """Times both steps on one case."""
+    config = config_of(case, device)
     batch = {"rows": rows(case["d_in"], case["batch_rows"], device)}
     sparse, dense = Learner(config, torch.device(device)), dense_learner(config, device)
     for learner in (sparse, dense):
@@ -71,6 +85,16 @@ def measure(case: dict[str, Any], device: str, repeats: int) -> dict[str, object
         "ratio": round(medians["dense"] / medians["sparse"], 2),
         "sparse_rows_per_s": round(case["batch_rows"] / medians["sparse"]),
     }
+
+
+def curve(device: str, repeats: int) -> Iterator[dict[str, object]]:
+    """Yields the sparse step's time at every size."""
+    for case in CURVE:
+        learner = Learner(config_of(case, device), torch.device(device))
+        batch = {"rows": rows(case["d_in"], case["batch_rows"], device)}
+        learner.take(batch)
+        times = interleaved({"sparse": lambda take=learner.take, batch=batch: take(batch)}, repeats)
+        yield {**case, "sparse": spread(times["sparse"])}
 
 
 def check_parity(learner: Learner, rows: Tensor) -> None:
@@ -93,8 +117,11 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="keep the figures under benchmarks/results/")
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
-    cases = [measure(case, "cpu", arguments.repeats) for case in CASES]
-    finish("step", {"cases": cases}, arguments.write)
+    records = Records("step", arguments.write)
+    for case in CASES:
+        records.add("case", **measure(case, "cpu", arguments.repeats))
+    for figures in curve("cpu", arguments.repeats):
+        records.add("curve", **figures)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,55 @@ def cpu_steps() -> str:
     return where(rows) + "\n" + table(["case", "sparse step", "dense step", "ratio", "rows/s"], body)
 
 
+def cpu_curve() -> str:
+    rows = rows_of("step_cpu", "curve")
+    return where(rows) + "\n" + _curve(rows, "sparse")
+
+
+def cpu_harvest() -> str:
+    rows = rows_of("harvest_cpu", "case")
+    body = [
+        [
+            name,
+            spread(case),
+            f"{case['tokens_per_s']:,}",
+            f"{case['share_of_bare']:.1%}" if "share_of_bare" in case else "",
+        ]
+        for row in rows
+        for name, case in row["cases"].items()
+    ]
+    return where(rows) + "\n" + table(["what", "time", "tokens/s", "of the bare pass"], body)
+
+
+def cpu_index() -> str:
+    rows = rows_of("index_cpu", "case")
+    body = [
+        [
+            f"d_sae {row['d_sae']:,}, k {row['k']}, {row['tokens']:,} tokens, {row['events']:,} events",
+            spread(row["cases"]["forward + encode"]),
+            spread(row["cases"]["index"]),
+            f"{row['share_of_forward_and_encode']:.1%} ({row['share_in_processor_time']:.1%})",
+        ]
+        for row in rows
+    ]
+    return where(rows) + "\n" + table(["case", "forward + encode", "index", "share (in processor time)"], body)
+
+
+def cpu_many() -> str:
+    rows = rows_of("many_cpu", "case")
+    body = [
+        [
+            f"{row['saes']} SAEs at {len(row['sites'])} sites, d_sae {row['d_sae']:,}, {row['rows']:,} rows",
+            spread(row["one_pass"]),
+            spread(row["harvest"]),
+            spread(row["bare_steps"]),
+            f"{row['ratio']:g}×",
+        ]
+        for row in rows
+    ]
+    return where(rows) + "\n" + table(["case", "one pass", "harvest", "bare steps", "ratio"], body)
+
+
 def gpu_steps() -> str:
     rows = rows_of("step_gpu", "step")
     body = [
@@ -108,14 +157,18 @@ def gpu_variants() -> str:
 
 
 def gpu_curve() -> str:
+    return _curve(rows_of("step_gpu", "curve"), "fused")
+
+
+def _curve(rows: list[Row], step: str) -> str:
     body = [
         [
             f"{row['d_sae']:,}",
             f"{row['batch_rows']:,}",
-            spread(row["fused"]),
-            f"{1e9 * row['fused']['median_ms'] / row['d_sae'] / row['batch_rows']:.3g}",
+            spread(row[step]),
+            f"{1e9 * row[step]['median_ms'] / row['d_sae'] / row['batch_rows']:.3g}",
         ]
-        for row in rows_of("step_gpu", "curve")
+        for row in rows
     ]
     return table(["d_sae", "rows", "step", "ps for each latent and row"], body)
 
@@ -130,6 +183,10 @@ def gpu_kernels() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "cpu steps": cpu_steps,
+    "cpu curve": cpu_curve,
+    "cpu harvest": cpu_harvest,
+    "cpu index": cpu_index,
+    "cpu many": cpu_many,
     "gpu steps": gpu_steps,
     "gpu memory": gpu_memory,
     "gpu variants": gpu_variants,
