@@ -39,6 +39,8 @@ from features.evaluation_run import evaluate_folders
 from features.explain import METHOD, ExplainConfig, ExplainReport, explain
 from features.index import IndexConfig, build_index, lasting_name
 from features.origin import check_site, data_of, model_of, settled
+from features.reader_scores import ReaderReport, read
+from features.readers import reader_for
 from features.score_run import ScoreReport, score_rules
 from features.scoring_samples import ScoreConfig
 from features.store import write_json
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from sae.jobs import SAEJob
 
 DRAWN_FEATURES = 20
+READ_FEATURES = 100
 # what is held out, or left out of training, is no part of the store: asking for more of it keeps the store
 UNSTORED_DATA = ("heldout_tokens", "exclude_outlier_norms")
 # stores of plain text do not mention these, so that those made before there were chats go on being used
@@ -349,6 +352,29 @@ def run_score(dictionary: str | Path, scorers: Sequence[str], overrides: Sequenc
     config = _settings(ScoreConfig, overrides, "score")
     with closing(Dictionary.open(dictionary)) as opened:
         return score_rules(opened, scorers, config)
+
+
+def run_read(
+    dictionary: str | Path,
+    reader: str,
+    scorers: Sequence[str],
+    overrides: Sequence[str] = (),
+    *,
+    model: str | None = None,
+    allow_host: str | None = None,
+    write: bool = False,
+) -> ReaderReport:
+    """Lets a language model judge explanations and, with `write`, write them first (`features.reader_scores`).
+
+    `reader` is a model's folder or hub name, or the address of an endpoint that has `model`. Without `score.features`,
+    `READ_FEATURES` features are drawn: every window is a question.
+    """
+    config = _settings(ScoreConfig, overrides, "score")
+    if config.features is None:
+        config = replace(config, features=READ_FEATURES)
+    with closing(Dictionary.open(dictionary)) as opened:
+        asked = reader_for(reader, model, opened.path / "answers", allow_host)
+        return read(opened, asked, scorers, config, write=write)
 
 
 def run_demo(config: RunConfig) -> DemoReport:

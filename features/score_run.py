@@ -15,7 +15,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -111,6 +111,35 @@ class _Mean:
         return ScoreMean(method, scorer, self.total / self.features, low, high, self.features, self.failures)
 
 
+class Means:
+    """Gathers the figures of features: rows of the table scores, and means over features."""
+
+    def __init__(self, seed: int, created: str, version: int = VERSION) -> None:
+        self._base = {"seed": seed, "version": version, "created": created}
+        self._means: dict[tuple[str, str], _Mean] = {}
+        self._rows: dict[str, list[dict[str, Any]]] = {}
+        self._seed = seed
+
+    def add(self, feature: int, method: str, scorer: str, found: Measure) -> None:
+        """Adds a figure of one feature."""
+        drawings = rng_of(self._seed, feature, 2).poisson(1.0, REPLICATES)
+        self._means.setdefault((method, scorer), _Mean()).add(found, drawings)
+        self._rows.setdefault(method, []).append(
+            {"feature": feature, "method": method, "scorer": scorer, "score": found.value}
+            | {"low": found.low, "high": found.high, "n": found.n, "failures": found.failures}
+            | self._base
+        )
+
+    def write(self, dictionary: Dictionary, scorers: Sequence[str]) -> None:
+        """Replaces what the table holds of these methods and scorers."""
+        for method, rows in self._rows.items():
+            table = pa.Table.from_pylist(rows, schema=schema.TABLES["scores"].arrow_schema())
+            labels.write_scores(dictionary.store, table, method, scorers)
+
+    def results(self) -> list[ScoreMean]:
+        return [mean.result(*key) for key, mean in self._means.items()]
+
+
 def score_rules(dictionary: Dictionary, scorers: Sequence[str], config: ScoreConfig | None = None) -> ScoreReport:
     """Scores the rules of the token statistics with `scorers` (of `RULE_SCORERS`) and writes the table scores.
 
@@ -120,15 +149,14 @@ def score_rules(dictionary: Dictionary, scorers: Sequence[str], config: ScoreCon
     check_scorers(scorers)
     config = config or ScoreConfig()
     started = time.perf_counter()
-    rules = _rules(dictionary)
+    rules = stored_rules(dictionary)
     seed = next(iter(rules.values())).seed
     text = ScoringText(dictionary, config, seed)
-    chosen = _chosen(np.array(sorted(rules)), config)
-    others = _derangement(np.array(sorted(rules)), config.seed)
+    ruled = np.array(sorted(rules))
+    chosen = chosen_features(ruled, config)
+    others = _derangement(ruled, config.seed)
     weights = document_weights(len(text.test.rows), config.seed)
-    means: dict[tuple[str, str], _Mean] = {}
-    rows: list[dict[str, Any]] = []
-    created = labels.now()
+    means = Means(config.seed, labels.now())
     scored = 0
     with progress("score", chosen.size, "features") as advance:
         for feature in chosen.tolist():
@@ -146,23 +174,18 @@ def score_rules(dictionary: Dictionary, scorers: Sequence[str], config: ScoreCon
                 FREQUENT: Rule("token", [token], [mean], 0.0, 0.0, seed=seed),
             }
             training = text.draw(feature, text.train)
-            drawings = rng_of(config, feature, 2).poisson(1.0, REPLICATES)
+            simulated = text.simulated(feature)
             for method, rule in readers.items():
                 reader = RuleReader(rule, text.test, text.train, training)
-                for scorer, found in _scores(reader, drawn, text, scorers, weights):
-                    means.setdefault((method, scorer), _Mean()).add(found, drawings)
-                    rows.append(
-                        {"feature": feature, "method": method, "scorer": scorer, "score": found.value}
-                        | {"low": found.low, "high": found.high, "n": found.n, "failures": found.failures}
-                        | {"seed": config.seed, "version": VERSION, "created": created}
-                    )
-    for method in (METHOD, RANDOM, FREQUENT):
-        table = pa.Table.from_pylist(
-            [row for row in rows if row["method"] == method], schema=schema.TABLES["scores"].arrow_schema()
-        )
-        labels.write_scores(dictionary.store, table, method, scorers)
+                for scorer, found in judged_by(reader, drawn, text, scorers, weights):
+                    means.add(feature, method, scorer, found)
+                if "simulation" in scorers:
+                    both = simulation(reader.simulate(simulated), simulated.activations, simulated.documents, weights)
+                    means.add(feature, method, "simulation", both[0])
+                    means.add(feature, method, "simulation_explained", both[1])
+    means.write(dictionary, scorers)
     return ScoreReport(
-        means=[mean.result(*key) for key, mean in means.items()],
+        means=means.results(),
         scored=scored,
         unscored=int(chosen.size) - scored,
         seconds=round(time.perf_counter() - started, 2),
@@ -177,25 +200,30 @@ def check_scorers(scorers: Sequence[str]) -> None:
         )
 
 
-def _scores(
-    reader: RuleReader, drawn: FeatureWindows, text: ScoringText, scorers: Sequence[str], weights: np.ndarray
+@runtime_checkable
+class Judge(Protocol):
+    """Who answers for windows: a rule, or a language model that reads an explanation."""
+
+    def detect(self, drawn: FeatureWindows) -> Answers: ...
+
+    def fuzz(self, drawn: FeatureWindows, marks: np.ndarray) -> Answers: ...
+
+
+def judged_by(
+    judge: Judge, drawn: FeatureWindows, text: ScoringText, scorers: Sequence[str], weights: np.ndarray
 ) -> Iterator[tuple[str, Measure]]:
-    """The figures of one reader, by name."""
+    """The figures of detection and fuzzing, as far as asked for, by name."""
     if "detection" in scorers:
-        answers = reader.detect(drawn)
+        answers = judge.detect(drawn)
         for name, kind in (("detection", SILENT), ("detection_hard", HARD)):
             kept = (drawn.kinds == ACTIVE) | (drawn.kinds == kind)
             yield from judged(name, answers, drawn.kinds == ACTIVE, drawn.documents, kept, weights)
     if "fuzzing" in scorers:
-        windows, marks, kinds = fuzz_marks(drawn, rng_of(text.config, drawn.feature, 3))
-        answers = reader.fuzz(windows, marks)
+        windows, marks, kinds = fuzz_marks(drawn, rng_of(text.config.seed, drawn.feature, 3))
+        answers = judge.fuzz(windows, marks)
         for name, kind in (("fuzzing", 1), ("fuzzing_inactive", 2)):
             kept = (kinds == 0) | (kinds == kind)
             yield from judged(name, answers, kinds == 0, windows.documents, kept, weights)
-    if "simulation" in scorers:
-        windows = text.simulated(drawn.feature)
-        both = simulation(reader.simulate(windows), windows.activations, windows.documents, weights)
-        yield from zip(("simulation", "simulation_explained"), both, strict=True)
 
 
 def judged(
@@ -212,7 +240,8 @@ def judged(
             yield name + suffix, found
 
 
-def _rules(dictionary: Dictionary) -> dict[int, Rule]:
+def stored_rules(dictionary: Dictionary) -> dict[int, Rule]:
+    """The rules of the token statistics by feature; ValueError where there are none."""
     rows = dictionary.store.query(
         "select feature, rule from explanations where method = ? and rule is not null", [METHOD]
     )
@@ -224,7 +253,8 @@ def _rules(dictionary: Dictionary) -> dict[int, Rule]:
     }
 
 
-def _chosen(features: np.ndarray, config: ScoreConfig) -> np.ndarray:
+def chosen_features(features: np.ndarray, config: ScoreConfig) -> np.ndarray:
+    """The features to score: all, or as many as the config says, drawn by seed."""
     if config.features is None or config.features >= features.size:
         return features
     return np.sort(np.random.default_rng(config.seed).choice(features, config.features, replace=False))

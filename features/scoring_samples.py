@@ -228,9 +228,9 @@ class WindowedPart:
         return best[counts[best] > 0]
 
 
-def rng_of(config: ScoreConfig, feature: int, use: int = 0) -> np.random.Generator:
+def rng_of(seed: int, feature: int, use: int = 0) -> np.random.Generator:
     """The random numbers of one feature; `use` keeps those of one purpose apart from those of another."""
-    return np.random.Generator(np.random.Philox(key=[config.seed, feature << 8 | use]))
+    return np.random.Generator(np.random.Philox(key=[seed, feature << 8 | use]))
 
 
 class ScoringText:
@@ -268,7 +268,7 @@ class ScoringText:
         """Draws a feature's windows (from the test part): active ones, silent ones, hard silent ones."""
         part = part or self.test
         config = self.config
-        rng = rng_of(config, feature)
+        rng = rng_of(config.seed, feature)
         windows, strongest = part.active(feature)
         ranked = windows[np.argsort(-strongest, kind="stable")]
         chosen, quantiles = stratified(ranked, config.actives, config.quantiles, rng)
@@ -289,7 +289,7 @@ class ScoringText:
 
     def simulated(self, feature: int) -> FeatureWindows:
         """A feature's strongest test windows, and as many drawn from all others, whatever they hold."""
-        rng = rng_of(self.config, feature, 1)
+        rng = rng_of(self.config.seed, feature, 1)
         windows, strongest = self.test.active(feature)
         top = windows[np.argsort(-strongest, kind="stable")][: self.config.simulated]
         others = _some(np.setdiff1d(np.arange(self.test.n_windows), top), top.size, rng)

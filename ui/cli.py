@@ -317,30 +317,62 @@ def explain(
     overrides: Overrides = None,
     score: Annotated[
         str | None,
-        typer.Option("--score", metavar="SCORERS", help="Also score: any of detection,fuzzing,simulation."),
+        typer.Option(
+            "--score",
+            metavar="SCORERS",
+            help="Also score: any of detection,fuzzing,simulation; with --reader detection,fuzzing,intruder,surprisal.",
+        ),
     ] = None,
+    reader: Annotated[
+        str | None,
+        typer.Option(
+            "--reader",
+            metavar="M|URL",
+            help="Let a language model judge: a local folder or hub name, or an OpenAI-compatible address.",
+        ),
+    ] = None,
+    reader_model: Annotated[
+        str | None, typer.Option("--reader-model", metavar="NAME", help="The model's name at that address.")
+    ] = None,
+    allow_host: Annotated[
+        str | None,
+        typer.Option("--allow-host", metavar="HOST", help="Let text leave this machine, for that host alone."),
+    ] = None,
+    write: Annotated[bool, typer.Option("--write", help="Let the reader write explanations of its own first.")] = False,
 ) -> None:
     """Explain every live feature from the statistics of its tokens, and score the explanations.
 
     With [bold]--score[/bold] the rules behind them answer for windows of documents that they were not fitted on, beside
-    two baselines; the figures of every feature go into the table scores.
+    two baselines; the figures of every feature go into the table scores. With [bold]--reader[/bold] a language model
+    reads the texts instead; the key of an endpoint is taken from GLASSBOX_API_KEY, and no question is asked twice.
 
     [dim]glassbox explain runs/demo/dictionary/matryoshka[/dim]
 
     [dim]glassbox explain runs/demo/dictionary/matryoshka --score detection,fuzzing,simulation score.features=500[/dim]
+
+    [dim]glassbox explain DICT --reader http://127.0.0.1:8000/v1 --reader-model qwen --write --score detection[/dim]
     """
-    from features import run, score_run
+    from features import reader_scores, run, score_run
     from ui.render import tables
 
     given = overrides or []
     of_scores = [override for override in given if override.startswith("score.")]
     scorers = [name.strip() for name in (score or "").split(",") if name.strip()]
-    if of_scores and not scorers:
+    if of_scores and not scorers and not write:
         raise ValueError(f"`{of_scores[0]}` was given without scorers, expected --score: add --score detection")
-    score_run.check_scorers(scorers)
+    if (reader_model or allow_host or write) and reader is None:
+        raise ValueError(
+            "--reader-model, --allow-host or --write was given without --reader, expected both: name a reader"
+        )
+    (score_run.check_scorers if reader is None else reader_scores.check_reader_scorers)(scorers)
     explained = run.run_explain(dictionary, [override for override in given if override not in of_scores])
     typer.echo(f"Explained {explained:,} features of {dictionary}")
-    if scorers:
+    if reader is not None:
+        result = run.run_read(
+            dictionary, reader, scorers, of_scores, model=reader_model, allow_host=allow_host, write=write
+        )
+        tables.show(*tables.reader_tables(result))
+    elif scorers:
         tables.show(tables.scores_table(run.run_score(dictionary, scorers, of_scores)))
 
 

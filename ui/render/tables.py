@@ -76,6 +76,19 @@ def scores_table(report: Any) -> Table:
     return records_table(title, sorted(rows, key=lambda row: row["scorer"]))
 
 
+def reader_tables(report: Any) -> list[Table]:
+    """Returns what a reader wrote and judged, and what it cost."""
+    written = (
+        [] if report.written is None else [{"written": report.written, "without a usable answer": report.unwritten}]
+    )
+    found = [records_table(f"Explanations by {report.reader}", written)] if written else []
+    if report.scores is not None:
+        found.append(scores_table(report.scores))
+    if report.cost is not None:
+        found.append(records_table("Cost", report.cost.rows()))
+    return found
+
+
 def metrics_table(report: Any) -> Table:
     """Returns the metrics of a demo run beside their targets."""
     table = Table(title="On held-out text", title_justify="left", header_style="dim", box=None, pad_edge=False)

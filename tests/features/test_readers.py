@@ -1,0 +1,223 @@
+"""Language models as readers: answers are read off logits, endpoints are asked politely, failures are counted."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from planted_events import plant
+
+from activations.choices import choice_probabilities
+from features import Dictionary
+from features.explain import METHOD, ExplainConfig, explain
+from features.reader_scores import CHOICES, READER_SCORERS, explain_by, read, score_by, shown
+from features.readers import KEY_VARIABLE, EndpointReader, LocalReader, reader_for
+from features.scoring_samples import ScoreConfig
+
+CONFIG = ScoreConfig(window_tokens=8, actives=16, silent=8, quantiles=2, features=6)
+
+
+def test_choices_are_the_models_own_next_token_probabilities(tiny_lm: Any) -> None:
+    prompts = ["same start: a 1", "same start: bc", "same start: bcd 0"]
+    found = choice_probabilities(tiny_lm, prompts, ["0", "1"])
+    for prompt, row in zip(prompts, found, strict=True):
+        tokens = torch.tensor(tiny_lm.encode([prompt]))
+        logits = tiny_lm.logits(tokens)[0, -1]
+        texts = tiny_lm.token_strings(range(tiny_lm.vocab_size))
+        expected = torch.softmax(logits[[texts.index("0"), texts.index("1")]].float(), 0)
+        assert torch.allclose(row, expected, atol=1e-5)
+    alone = choice_probabilities(tiny_lm, prompts[1:2], ["0", "1"])
+    assert torch.allclose(alone[0], found[1], atol=1e-5)
+    with pytest.raises(ValueError, match="no token for the answer 'perhaps'"):
+        choice_probabilities(tiny_lm, prompts, ["perhaps"])
+
+
+def test_marked_runs_stand_between_brackets() -> None:
+    assert shown(["a", "b", "c", "d"], np.array([True, True, False, True])) == "<<ab>>c<<d>>"
+
+
+@pytest.fixture
+def planted(copied: Path, tiny_lm: Any) -> Iterator[Dictionary]:
+    opened = plant(copied, "token in ('x', '1')")
+    explain(opened, ExplainConfig(min_events=3))
+    yield opened
+    opened.close()
+
+
+class Knowing(LocalReader):
+    """Knows that a feature is active at x and 1, and always takes the first of several pieces."""
+
+    def choose(self, prompts: Any, choices: Any) -> np.ndarray:
+        if len(choices) == CHOICES:
+            return np.tile(np.eye(CHOICES)[0], (len(prompts), 1))
+        yes = []
+        for prompt in prompts:
+            text = prompt.split("for no.\n\n")[1].rsplit("\n\nAnswer")[0]
+            marked = re.findall("<<(.*?)>>", text, re.DOTALL) if "at the tokens between" in prompt else [text]
+            yes.append(all(set(part) & {"x", "1"} for part in marked))
+        return np.stack([~np.array(yes), np.array(yes)], axis=1).astype(float)
+
+    def write(self, prompt: str, max_new_tokens: int = 60) -> str | None:
+        return "x and 1"
+
+
+def test_a_reader_that_knows_scores_one_where_the_answer_is_planted(planted: Dictionary, tiny_lm: Any) -> None:
+    everything = ScoreConfig(window_tokens=8, actives=16, silent=8, quantiles=2)
+    score_by(planted, Knowing(tiny_lm), ["detection", "fuzzing", "intruder"], everything)
+    method = f"{METHOD}, read by {tiny_lm.name}"
+    rows = planted.sql(f"select * from scores where method = '{method}'").to_pylist()
+    found = {row["scorer"]: row["score"] for row in rows if row["feature"] == 7}
+    assert all(found[name] == 1 for name in ("detection", "detection_auc", "detection_hard", "fuzzing"))
+    assert found["fuzzing_inactive"] == 1
+    guesses = [row["score"] for row in rows if row["scorer"] == "intruder"]
+    tries = sum(row["n"] for row in rows if row["scorer"] == "intruder")
+    assert tries > 40
+    # the first piece every time: found as often as chance has it
+    assert abs(np.mean(guesses) - 1 / CHOICES) < 0.12
+
+
+def test_a_random_model_on_this_machine_explains_and_scores(planted: Dictionary, tiny_lm: Any) -> None:
+    short = ScoreConfig(window_tokens=8, actives=5, silent=5, quantiles=1, features=2)
+    planted.add_label(7, "mine", "me")
+    method, written, _ = explain_by(planted, Knowing(tiny_lm), short)
+    report = score_by(planted, LocalReader(tiny_lm), READER_SCORERS, short, method)
+    assert {"detection", "fuzzing", "surprisal"} <= {mean.scorer for mean in report.means}
+    assert all(0 <= mean.mean <= 1 and mean.failures == 0 for mean in report.means)
+    texts = planted.sql(f"select text, author from explanations where method = '{method}'").to_pylist()
+    assert written == len(texts) == 2
+    assert texts[0] == {"text": "x and 1", "author": tiny_lm.name}
+    first = planted.feature(7).explanations[0]
+    assert (first.text, first.author) == ("mine", "me")
+
+
+class Fake(BaseHTTPRequestHandler):
+    """An endpoint that answers what the test has put into `script`, and "1" after that."""
+
+    script: list[tuple[int, str | bytes]] = []
+    seen: list[dict[str, Any]] = []
+    keys: list[str | None] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.seen.append(body)
+        self.keys.append(self.headers.get("Authorization"))
+        status, answer = self.script.pop(0) if self.script else (200, "1")
+        if isinstance(answer, str):
+            usage = {"prompt_tokens": 10, "completion_tokens": 1}
+            answer = json.dumps({"choices": [{"message": {"content": answer}}], "usage": usage}).encode()
+        self.send_response(status)
+        if status == 429:
+            self.send_header("Retry-After", "0")
+        if status == 302:
+            self.send_header("Location", "http://192.0.2.1/")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EndpointReader]:
+    monkeypatch.setenv(KEY_VARIABLE, "secret")
+    Fake.script, Fake.seen, Fake.keys = [], [], []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Fake)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield EndpointReader(
+        url=f"http://127.0.0.1:{server.server_port}/v1",
+        model="m",
+        cache=tmp_path / "answers",
+        requests_per_minute=1e6,
+        attempts=3,
+        first_wait_s=0.01,
+    )
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_busy_endpoints_are_asked_again_and_answers_are_kept(endpoint: EndpointReader) -> None:
+    Fake.script = [(429, b""), (500, b""), (200, "1"), (200, " 0.")]
+    assert endpoint.choose(["a", "b"], ["0", "1"]).tolist() == [[0, 1], [1, 0]]
+    assert (endpoint.cost.requests, endpoint.cost.retries, endpoint.cost.failures) == (4, 2, 0)
+    assert (endpoint.cost.prompt_tokens, endpoint.cost.completion_tokens) == (20, 2)
+    assert set(Fake.keys) == {"Bearer secret"}
+    # another program, the same folder: nothing is asked again
+    again = EndpointReader(url=endpoint.url, model="m", cache=endpoint.cache)
+    assert again.choose(["a", "b"], ["0", "1"]).tolist() == [[0, 1], [1, 0]]
+    assert (again.cost.requests, again.cost.cached) == (0, 2)
+    assert not any("secret" in path.read_text() for path in endpoint.cache.rglob("*.json"))
+
+
+def test_log_probabilities_are_used_where_there_are_any(endpoint: EndpointReader) -> None:
+    top = [{"token": "1", "logprob": -0.5}, {"token": " 1", "logprob": -3.0}, {"token": "0", "logprob": -1.5}]
+    choice = {"message": {"content": "1"}, "logprobs": {"content": [{"token": "1", "top_logprobs": top}]}}
+    Fake.script = [(200, json.dumps({"choices": [choice]}).encode())]
+    yes = np.exp(-0.5) + np.exp(-3.0)
+    expected = yes / (yes + np.exp(-1.5))
+    assert endpoint.choose(["a"], ["0", "1"])[0, 1] == pytest.approx(expected)
+
+
+def test_malformed_answers_are_failures_and_never_guesses(endpoint: EndpointReader) -> None:
+    Fake.script = [(200, b"no json"), (200, b"[]"), (200, b'{"choices": []}'), (200, "well, maybe"), *[(500, b"")] * 3]
+    assert np.isnan(endpoint.choose(["a", "b", "c", "d", "e"], ["0", "1"])).all()
+    assert endpoint.cost.failures == 5
+    # what was no answer is asked again, what was one is not
+    endpoint.choose(["a", "d"], ["0", "1"])
+    assert endpoint.cost.cached == 1
+
+
+def test_failures_are_counted_in_the_scores(planted: Dictionary, endpoint: EndpointReader) -> None:
+    one = ScoreConfig(window_tokens=8, actives=8, silent=8, features=1)
+    Fake.script = [(200, "?")] * 3
+    report = read(planted, endpoint, ["detection"], one)
+    assert report.cost is not None
+    assert report.cost.failures == 3
+    assert report.scores is not None
+    assert {mean.failures for mean in report.scores.means if mean.scorer == "detection"} == {3}
+    assert json.loads(report.to_json())["cost"]["requests"] == len(Fake.seen)
+
+
+def test_a_wrong_key_and_a_redirect_end_in_one_line(endpoint: EndpointReader) -> None:
+    Fake.script = [(401, b"no such key")]
+    with pytest.raises(ValueError, match=r"answered 401 \(no such key\), expected 200: check its address"):
+        endpoint.choose(["a"], ["0", "1"])
+    Fake.script = [(302, b"")]
+    with pytest.raises(ValueError, match="answered 302"):
+        endpoint.choose(["a"], ["0", "1"])
+
+
+def test_text_leaves_the_machine_for_a_named_host_alone(tmp_path: Path) -> None:
+    for url in ("https://api.example.com/v1", "http://10.0.0.7/v1", "http://127.0.0.1.example.com/v1"):
+        with pytest.raises(ValueError, match="text would leave the machine"):
+            reader_for(url, "m", tmp_path)
+    assert isinstance(reader_for("https://api.example.com/v1", "m", tmp_path, "api.example.com"), EndpointReader)
+    with pytest.raises(ValueError, match="text would leave the machine"):
+        reader_for("https://evil.example.com/v1", "m", tmp_path, "api.example.com")
+    for url in ("http://localhost:1/v1", "http://[::1]:1/v1", "http://127.0.0.9:1/v1"):
+        assert isinstance(reader_for(url, "m", tmp_path), EndpointReader)
+    with pytest.raises(ValueError, match="was given without a model"):
+        reader_for("http://localhost:1/v1", None, tmp_path)
+
+
+def test_an_endpoint_that_is_not_there_says_so(tmp_path: Path) -> None:
+    reader = EndpointReader(url="http://127.0.0.1:9/v1", model="m", cache=tmp_path, attempts=2, first_wait_s=0.01)
+    with pytest.raises(OSError, match="cannot be reached"):
+        reader.choose(["a"], ["0", "1"])
+
+
+def test_scorers_that_a_reader_lacks_are_refused(planted: Dictionary, endpoint: EndpointReader) -> None:
+    with pytest.raises(ValueError, match="scorer 'simulation' is not a reader's"):
+        read(planted, endpoint, ["simulation"], CONFIG)
+    with pytest.raises(ValueError, match="surprisal was asked of an endpoint"):
+        read(planted, endpoint, list(READER_SCORERS), CONFIG)
