@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ui import serving
+from ui import dictionaries, serving
 from ui.render import html
 
 
@@ -38,6 +38,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(dictionaries.app)
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a packaged one.")]
 Overrides = Annotated[
