@@ -76,7 +76,8 @@ class SAEConfig:
     auxk_alpha: float = 1 / 32
     """Weight of the auxiliary loss that lets dead latents model the residual error; 0 switches it off."""
     auxk_k: int | None = None
-    """Dead latents that take part in each row's auxiliary loss; default d_in / 2."""
+    """Dead latents that take part in each row's auxiliary loss; default d_in / 2, and k / 4 in abstopk, where many
+    latents of either sign would model the error densely and come back together or not at all."""
     k_start: int | None = None
     """k at the beginning, falling linearly to `k` over the first `sparsity_warmup_frac` of the run; default k, and
     twice k (at most d_sae) in matryoshka_batchtopk."""
@@ -121,7 +122,7 @@ class SAEConfig:
         self._check_unread()
         self._check_sparsity()
         if self.auxk_k is not None and self.auxk_k < 1:
-            raise ValueError(f"auxk_k={self.auxk_k} must be positive: leave it out for d_in / 2")
+            raise ValueError(f"auxk_k={self.auxk_k} must be positive: leave it out for its default")
         if self.auxk_alpha < 0:
             raise ValueError(f"auxk_alpha={self.auxk_alpha} must not be negative: 0 switches the auxiliary loss off")
 
@@ -230,7 +231,9 @@ class SAEConfig:
     @property
     def auxk_latents(self) -> int:
         """How many dead latents take part in each row's auxiliary loss."""
-        return self.auxk_k if self.auxk_k is not None else max(1, self.d_in // 2)
+        if self.auxk_k is not None:
+            return self.auxk_k
+        return max(1, self.active // 4 if self.architecture == "abstopk" else self.d_in // 2)
 
     @property
     def l0_goal(self) -> float | None:
