@@ -31,6 +31,7 @@ check:
 
 bench: setup
 	$(BIN)/python -m benchmarks.step --write
+	$(BIN)/python -m benchmarks.step --curve --write
 	$(BIN)/python -m benchmarks.harvest --write
 	$(BIN)/python -m benchmarks.index --write
 	$(BIN)/python -m benchmarks.many --write

@@ -1,6 +1,6 @@
 """The sparse training step against a dense torch step: same loss, same AuxK, same decoder norm, fused Adam, float32.
 
-    python -m benchmarks.step [--write]
+    python -m benchmarks.step [--write] [--curve]
 
 On the CPU; a GPU's numbers are those of `benchmarks.step_gpu`. Parity is checked first; nothing is printed when it is
 red.
@@ -115,13 +115,17 @@ def check_parity(learner: Learner, rows: Tensor) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="keep the figures under benchmarks/results/")
+    parser.add_argument("--curve", action="store_true", help="time the sparse step alone, at many sizes")
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
+    if arguments.curve:
+        records = Records("curve", arguments.write)
+        for figures in curve("cpu", arguments.repeats):
+            records.add("case", **figures)
+        return
     records = Records("step", arguments.write)
     for case in CASES:
         records.add("case", **measure(case, "cpu", arguments.repeats))
-    for figures in curve("cpu", arguments.repeats):
-        records.add("curve", **figures)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def cpu_steps() -> str:
 
 
 def cpu_curve() -> str:
-    rows = rows_of("step_cpu", "curve")
+    rows = rows_of("curve_cpu", "case")
     return where(rows) + "\n" + _curve(rows, "sparse")
 
 
