@@ -28,6 +28,7 @@ CASES = [
     dict(architecture="batchtopk", d_in=256, d_sae=4096, k=32, batch_rows=2048),
     dict(architecture="matryoshka_batchtopk", d_in=256, d_sae=4096, k=32, batch_rows=2048),
     dict(architecture="jumprelu", d_in=256, d_sae=4096, target_l0=32.0, batch_rows=2048),
+    dict(architecture="standard", d_in=256, d_sae=4096, target_l0=32.0, batch_rows=2048),
 ]
 CURVE: list[dict[str, Any]] = [
     *(

@@ -216,6 +216,7 @@ def row_pass(
     scales: Float[Tensor, " groups"],
     blocks: Int[Tensor, " d_sae"] | None,
     is_signed: bool,
+    slopes: Float[Tensor, " nnz"] | None,
 ) -> RowPass:
     """Does what `sae.row_pass.row_pass` says, rows first, then latents."""
     from sae import compiled_kernels as kernels
@@ -228,6 +229,8 @@ def row_pass(
     rows: tuple[Any, ...] = (starts, indices, values, places, W_dec.numpy(), target.contiguous().numpy())
     rows += (scales.numpy(), is_signed, errors.numpy(), suffix.numpy(), squared.numpy(), dvalues)
     _divide(kernels.decode_backward, kernels.divided_decode_backward, n, *rows)
+    if slopes is not None:
+        dvalues += slopes.numpy()
 
     latent_starts, by_latent = np.zeros(d_sae + 1, np.int64), np.empty((2, len(indices)), np.int64)
     kernels.order_by_latent(starts, indices, latent_starts, by_latent[0], by_latent[1])

@@ -26,14 +26,16 @@ def row_pass(
     *,
     blocks: Int[Tensor, " d_sae"] | None = None,
     is_signed: bool = False,
+    slopes: Float[Tensor, " nnz"] | None = None,
 ) -> RowPass:
     """Decodes and gives gradients; latent i takes part from nested width `blocks[i]` on (default: the only one).
 
     `scales` are the factors of the errors in the gradient, one for each nested width. Only positive codes get
-    gradients unless `is_signed`. Of divided latents (`sae.shares`) reconstructions are the whole ones.
+    gradients unless `is_signed`; `slopes` are added to these, where nothing is nested. Of divided latents
+    (`sae.shares`) reconstructions are the whole ones.
     """
     if compiled.is_compiled(target) and first_latent() is None:
-        return compiled.row_pass(codes, W_dec, target, centred, scales, blocks, is_signed)
+        return compiled.row_pass(codes, W_dec, target, centred, scales, blocks, is_signed, slopes)
     n, groups = len(target), len(scales)
     blocked = codes if blocks is None else _by_block(codes, blocks, groups)
     written = over_latents(sparse.decode(blocked, W_dec)).view(groups, n, -1)
@@ -48,6 +50,8 @@ def row_pass(
     dvalues = sparse.code_gradients(grad, blocked, W_dec)
     if not is_signed:
         dvalues = dvalues * (blocked.values > 0)
+    if slopes is not None:
+        dvalues = dvalues + slopes
     latents = {
         "W_enc": layout.reduce(dvalues, centred),
         "W_dec": layout.reduce(blocked.values, grad),

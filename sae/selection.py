@@ -131,7 +131,7 @@ def latents_above(
 
     `screen` overrides the choice of the bf16 screen, which leaves the entries those of the float32 computation.
     """
-    if len(centred) and _is_screened(centred, len(W_enc), screen):
+    if len(centred) and bool(threshold.min() > 0) and _is_screened(centred, len(W_enc), screen):
         products = compiled.Screen(centred, W_enc, b_enc)
         if bool(threshold.min() > 2 * products.error.max()):  # else too little is left out
             return products.above(threshold, _chunk_rows("cpu", 2 * len(W_enc)))

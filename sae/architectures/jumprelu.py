@@ -25,13 +25,13 @@ from sae.config import SAEConfig, default
 from sae.jump_step import jump_step
 from sae.kernels.dispatch import is_fused
 from sae.kernels.jump import jump
+from sae.ragged_step import few_entries
 from sae.selection import Selection, latents_above
-from sae.shares import batch_rows, over_rows, share_of_mean
+from sae.shares import batch_rows, share_of_mean
 from sae.sparse import RaggedCodes
 from sae.step import Parameters, StepResult
 
 TANH_START = 1 / 8  # of the coefficient at which a latent pays: this penalty also shrinks what lies near a threshold
-SPARSE_SHARE = 1 / 16  # of all entries, above which the dense step is faster
 THRESHOLD_SPEED = 4.0  # Adam moves every parameter by about the rate: thresholds are exp(speed · parameter)
 
 
@@ -134,18 +134,11 @@ class JumpReLU(Architecture):
         """Returns the entries that take part in a sparse step; None where the dense step is the one to take."""
         config = self.config
         is_other = self.is_anthropic or config.pre_activation_coefficient or config.architecture == "clt"
-        if is_other or x.device.type != "cpu":
-            return None
-        # what depends on the saved state and this batch alone: a resumed run decides alike
-        if "l0" in self.buffers and float(self.buffers["l0"]) > SPARSE_SHARE * config.d_sae:
-            return None
         floor = threshold - self.bandwidth / 2
-        if not bool(floor.min() > 0):
+        if is_other or x.device.type != "cpu" or not bool(floor.min() > 0):
             return None
-        entries = latents_above(self.centre(parameters, x), parameters["W_enc"], parameters["b_enc"], floor)
-        # all processes that share a batch must take the same step
-        count = over_rows(torch.tensor(float(len(entries.values)), dtype=torch.float64))
-        return entries if float(count) <= SPARSE_SHARE * config.d_sae * batch_rows(x) else None
+        centred = self.centre(parameters, x)
+        return few_entries(centred, parameters["W_enc"], parameters["b_enc"], floor, self.buffers.get("l0"))
 
     def activate(self, parameters: Parameters, pre: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
         threshold, penalty = self.thresholds(parameters), pre.new_zeros(())

@@ -32,12 +32,13 @@ class PAnneal(Standard):
     def shape(self, moment: Moment) -> Penalty:
         return Penalty("lp", self.exponent(moment))
 
-    def as_charged(self, charged: Tensor, written: Tensor) -> Tensor:
-        as_l1, as_power = over_rows(torch.stack([written.sum(), charged.detach().sum()]))
-        return charged * (as_l1 / as_power.clamp(min=1e-12))
+    def rescaling(self, charged: Tensor, written: Tensor) -> Tensor:
+        as_l1, as_power = over_rows(torch.stack([written, charged]))
+        return as_l1 / as_power.clamp(min=1e-12)
 
     def penalty(self, written: Tensor, moment: Moment) -> Tensor:
-        return self.as_charged(super().penalty(written, moment), written.detach())
+        charged = super().penalty(written, moment)
+        return charged * self.rescaling(charged.detach().sum(), written.detach().sum())
 
     def finished(self, parameters: Parameters) -> tuple[SAEConfig, dict[str, Tensor]]:
         return replace(self.config, architecture="standard", penalty=None, penalty_exponent=None), dict(parameters)

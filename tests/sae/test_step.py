@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae import SAEConfig, selection, sparse, step
+from sae import SAEConfig, ragged_step, selection, sparse, step
 from sae.architectures import Architecture, Moment, architecture_of, jumprelu
 from sae.compiled import is_compiled
 from sae.row_pass import row_pass
@@ -315,7 +315,7 @@ JUMPS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", JUMPS)
 def test_the_sparse_step_of_jumprelu_equals_autograd_in_float64(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = {"bandwidth": 0.5, **JUMPS[name]}
-    monkeypatch.setattr(jumprelu, "SPARSE_SHARE", 1.0)
+    monkeypatch.setattr(ragged_step, "SPARSE_SHARE", 1.0)
     torch.manual_seed(0)
     config = SAEConfig(
         architecture="jumprelu", sparsity_coefficient=0.3, **{n: case[n] for n in ("d_in", "d_sae", "bandwidth")},
@@ -355,3 +355,69 @@ def test_jumprelu_takes_the_sparse_step_where_few_entries_take_part() -> None:
     parameters["log_threshold"].fill_(math.log(3.5) / jumprelu.THRESHOLD_SPEED)
     architecture.buffers["l0"].fill_(100.0)
     assert architecture._entries(parameters, x, architecture.thresholds(parameters)) is None  # pyright: ignore
+
+
+SHRUNK: dict[str, dict[str, Any]] = {
+    "l1": dict(architecture="standard"),
+    "lp": dict(architecture="standard", penalty="lp"),
+    "tanh": dict(architecture="standard", penalty="tanh"),
+    "falling power": dict(architecture="p_anneal"),
+    "several sites": dict(architecture="crosscoder", activation="relu", n_sites=2),
+    "skip transcoder": dict(architecture="skip_transcoder", activation="relu", d_out=5),
+}
+
+
+@pytest.mark.parametrize("kind", SHRUNK)
+@pytest.mark.parametrize("shift", [-3.0, 0.0, -100.0], ids=["few", "half", "none"])
+def test_the_sparse_step_of_penalised_latents_equals_autograd_in_float64(
+    kind: str, shift: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ragged_step, "SPARSE_SHARE", 1.0)
+    torch.manual_seed(0)
+    config = SAEConfig(d_in=8, d_sae=60, sparsity_coefficient=0.3, auxk_k=5, **SHRUNK[kind])
+    architecture = architecture_of(config)
+    parameters = {
+        name: torch.randn(value.shape, dtype=torch.float64)
+        for name, value in architecture.initial(torch.Generator().manual_seed(0)).items()
+    }
+    parameters["b_enc"] = 0.1 * parameters["b_enc"] + shift
+    parameters["W_dec"][7] = 0  # its norm has no slope
+    x = torch.randn(31, config.d_in * config.n_sites, dtype=torch.float64)
+    y = torch.randn(31, config.output_width, dtype=torch.float64) if config.predicts_target else x
+    moment = Moment(7, 10, torch.arange(60) < 9)
+    with monkeypatch.context() as held:
+        held.setattr(Architecture, "step", None)  # the dense one
+        result = architecture.step(parameters, x, y, moment)
+    expected = Architecture.step(architecture, parameters, x, y, moment)
+    torch.testing.assert_close(result.loss, expected.loss, rtol=1e-11, atol=1e-11)
+    assert result.gradients.keys() == expected.gradients.keys()
+    for field, gradient in expected.gradients.items():
+        torch.testing.assert_close(result.gradients[field], gradient, rtol=1e-9, atol=1e-10, msg=field)
+    for statistic in ("squared_error", "variance", "l0"):
+        torch.testing.assert_close(getattr(result, statistic), getattr(expected, statistic), msg=statistic)
+    assert torch.equal(result.fired, expected.fired)
+
+
+@pytest.mark.parametrize("follows", [True, False], ids=["an L0", "no L0"])
+def test_penalised_latents_take_the_sparse_step_where_few_are_active(
+    follows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {} if follows else {"sparsity_coefficient": 0.3}
+    architecture = architecture_of(SAEConfig(architecture="standard", d_in=6, d_sae=800, **given))
+    parameters, x = architecture.initial(torch.Generator().manual_seed(0)), torch.randn(20, 6)
+    dense, taken = Architecture.step, list[float]()
+
+    def noted(self: Architecture, parameters: Any, x: Tensor, y: Tensor, moment: Moment) -> step.StepResult:
+        taken.append(-float(parameters["b_enc"][0]))
+        return dense(self, parameters, x, y, moment)
+
+    monkeypatch.setattr(Architecture, "step", noted)
+    for level in (3.5, 0.5):
+        parameters["b_enc"].fill_(-level)
+        architecture.step(parameters, x, x, Moment(5, 10))
+    assert taken == [0.5]
+    if follows:
+        architecture.buffers["l0"].fill_(100.0)
+        parameters["b_enc"].fill_(-3.5)
+        architecture.step(parameters, x, x, Moment(5, 10))
+        assert taken == [0.5, 3.5]

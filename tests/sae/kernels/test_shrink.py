@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae.architectures import Moment, architecture_of
+from sae.architectures import Architecture, Moment, architecture_of
 from sae.config import SAEConfig
 from sae.kernels.dispatch import default_backend
 from sae.kernels.shrink import CASES, Penalty, shrink
@@ -85,9 +85,9 @@ def test_a_penalised_loss_has_the_gradients_of_the_plain_one(kind: str, backend:
     moment = Moment(7, 10)
     with default_backend("reference"):
         plain = {name: value.double() for name, value in parameters.items()}  # kernels take no float64
-        expected = architecture.step(plain, x.double(), x.double(), moment)
+        expected = Architecture.step(architecture, plain, x.double(), x.double(), moment)
     with default_backend(backend):
-        found = architecture.step(parameters, x, x, moment)
+        found = Architecture.step(architecture, parameters, x, x, moment)
     torch.testing.assert_close(found.loss.double(), expected.loss, rtol=1e-5, atol=1e-6)
     for name, gradient in expected.gradients.items():
         torch.testing.assert_close(found.gradients[name].double(), gradient, rtol=1e-4, atol=1e-5, msg=name)
