@@ -166,11 +166,15 @@ def _curve(rows: list[Row], step: str) -> str:
             f"{row['d_sae']:,}",
             f"{row['batch_rows']:,}",
             spread(row[step]),
-            f"{1e9 * row[step]['median_ms'] / row['d_sae'] / row['batch_rows']:.3g}",
+            _three_digits(1e9 * row[step]["median_ms"] / row["d_sae"] / row["batch_rows"]),
         ]
         for row in rows
     ]
     return table(["d_sae", "rows", "step", "ps for each latent and row"], body)
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def gpu_kernels() -> str:
