@@ -243,10 +243,14 @@ def _give_up() -> None:
 
 
 def _leave() -> None:
+    global _joined
     from torch import distributed
 
     # an orderly farewell waits for those that are lost
     if distributed.is_initialized() and not _is_given_up:
+        # a line that is still held would end its threads after the interpreter has gone, where one that frees a tensor
+        # ends the process with an error
+        _joined = None
         distributed.destroy_process_group()
 
 
