@@ -182,25 +182,6 @@ def _histogram_rows(events: EventRange, max_bins: int) -> pa.Table:
     )
 
 
-def group_events(keys: np.ndarray, weights: np.ndarray, n_keys: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distinct keys in rising order, how often each occurs, and the sum of its weights."""
-    if n_keys <= max(4 * keys.size, 1 << 20):
-        counts = np.bincount(keys, minlength=1)
-        present = np.flatnonzero(counts)
-        return present, counts[present], np.bincount(keys, weights)[present]
-    if keys.size == 0:
-        return keys, keys, weights.astype(np.float64)
-    if n_keys < 1 << 31 and keys.size < 1 << 32:
-        packed = (keys.astype(np.int64) << 32) | np.arange(keys.size, dtype=np.int64)
-        packed.sort()
-        order, ordered = packed & 0xFFFFFFFF, packed >> 32
-    else:
-        order = np.argsort(keys, kind="stable")
-        ordered = keys[order]
-    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-    return ordered[starts], np.diff(np.append(starts, keys.size)), np.add.reduceat(weights[order].astype(float), starts)
-
-
 def _token_rows(events: EventRange, tokens: np.ndarray, vocab: int, limit: int) -> pa.Table:
     most = int(np.minimum(events.counts, min(limit, vocab)).sum())
     found, times, shares = np.empty(most, np.int32), np.empty(most, np.int64), np.empty(most, np.float32)

@@ -33,7 +33,6 @@ from activations.progress import progress
 from features import labels, schema
 from features.attributes import Attribute, Tokens, attributes_of
 from features.dictionary import Dictionary
-from features.event_tables import group_events
 from features.events import StoredEvents, read_events, split_features
 from features.examples import order_by_activation
 from features.phrases import LISTED, Member, quoted, rule_text
@@ -250,7 +249,7 @@ class _Fit:
         self.attribute = attribute
         n, size = events.n, attribute.size
         keys = (events.features * size + attribute.categories[events.places]) * SPLITS + events.splits
-        keys, counts, mass = group_events(keys, events.mass, n * size * SPLITS)
+        keys, counts, mass = _group_events(keys, events.mass, n * size * SPLITS)
         entries, inverse = np.unique(keys // SPLITS, return_inverse=True)
         slot = inverse * SPLITS + keys % SPLITS
         counts = np.bincount(slot, counts, minlength=entries.size * SPLITS).reshape(-1, SPLITS)
@@ -464,3 +463,22 @@ def _promoted(dictionary: Dictionary, first: int, last: int) -> dict[int, list[t
     for feature, token, logit in zip(*(column.to_pylist() for column in rows.columns), strict=True):
         found.setdefault(feature, []).append((token, logit))
     return found
+
+
+def _group_events(keys: np.ndarray, weights: np.ndarray, n_keys: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct keys in rising order, how often each occurs, and the sum of its weights."""
+    if n_keys <= max(4 * keys.size, 1 << 20):
+        counts = np.bincount(keys, minlength=1)
+        present = np.flatnonzero(counts)
+        return present, counts[present], np.bincount(keys, weights)[present]
+    if keys.size == 0:
+        return keys, keys, weights.astype(np.float64)
+    if n_keys < 1 << 31 and keys.size < 1 << 32:
+        packed = (keys.astype(np.int64) << 32) | np.arange(keys.size, dtype=np.int64)
+        packed.sort()
+        order, ordered = packed & 0xFFFFFFFF, packed >> 32
+    else:
+        order = np.argsort(keys, kind="stable")
+        ordered = keys[order]
+    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+    return ordered[starts], np.diff(np.append(starts, keys.size)), np.add.reduceat(weights[order].astype(float), starts)

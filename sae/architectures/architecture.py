@@ -135,11 +135,13 @@ class Architecture:
             parameters["b_dec"].copy_(geometric_median(y))
         level, copies = None, "W_enc" in parameters and not config.predicts_target
         if config.l0_goal is not None:
-            level = self.level(parameters, x)
+            level = strength = self.level(parameters, x)
             self.set_level(parameters, level)
-            pre = self.pre_activations(parameters, self.centre(parameters, x))
-            kept = self.write(parameters, torch.where(pre > level, pre, 0), x) - parameters["b_dec"]
-            self.start_penalty(parameters, level * self._best_factor(parameters, kept, y) if copies else level)
+            if copies:
+                pre = self.pre_activations(parameters, self.centre(parameters, x))
+                kept = self.write(parameters, torch.where(pre > level, pre, 0), x) - parameters["b_dec"]
+                strength = level * self._best_factor(parameters, kept, y)
+            self.start_penalty(parameters, strength)
         if copies:
             factor = self._best_factor(parameters, self.first_written(parameters, x), y)
             parameters["W_enc"].mul_(factor)
