@@ -8,8 +8,9 @@ import runpy
 
 runpy.run_path(str(pathlib.Path(__file__).parents[1] / "configs" / "import_guard.py"))
 
-from features.dictionary import Dictionary, Example, Feature  # noqa: E402
+from features.dictionary import Dictionary  # noqa: E402
 from features.index import IndexConfig, build_index  # noqa: E402
+from features.records import Example, Feature  # noqa: E402
 from features.steering import Steering, SteeringComparison  # noqa: E402
 
 __all__ = [

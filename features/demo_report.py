@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from features.dictionary import Feature
 from features.explain import ExplainReport
+from features.records import Feature
 from sae import Metrics
 
 TARGETS: dict[str, tuple[str, Callable[[float], bool]]] = {

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from features.dictionary import (
+from features.labels import Explanation
+from features.records import (
     ActiveFeature,
     ActiveFeatures,
     Example,
@@ -27,7 +28,6 @@ from features.dictionary import (
     LogitToken,
     Neighbour,
 )
-from features.labels import Explanation
 from features.search import SearchHit
 
 CANARY = "<img src=x onerror=\"window.canary='fired'\">"

@@ -15,7 +15,7 @@ from ui.render.html import bar, chip, escape, explained, highlighted, table
 
 if TYPE_CHECKING:
     from features import Feature
-    from features.dictionary import ActiveFeatures
+    from features.records import ActiveFeatures
 
 Link = Callable[[int, str], str]
 """Makes a link to a feature from its number and the text to show (HTML already)."""

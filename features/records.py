@@ -1,0 +1,163 @@
+"""The records that a dictionary answers with: plain dataclasses with `.rows()` and `.to_json()`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from features.labels import Explanation
+
+
+class LogitToken(NamedTuple):
+    """A token that a feature promotes or suppresses."""
+
+    token: str
+    token_id: int
+    logit: float
+
+
+class Neighbour(NamedTuple):
+    """A feature whose decoder direction is close."""
+
+    feature: int
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Events per bin of activation; `edges` has one entry more than `counts`."""
+
+    edges: list[float]
+    counts: list[int]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A piece of text around one activation of a feature."""
+
+    feature: int
+    document: int
+    document_name: str
+    position: int
+    """Position in the document of the token that the example is about."""
+    activation: float
+    stratum: int
+    """0: among the strongest; 1, 2, …: from a sample of weaker ones."""
+    rank: int
+    tokens: list[str]
+    activations: list[float]
+    """The feature's activation at each of the tokens, 0 where it is silent."""
+    center: int
+    """Index in `tokens` of the token that the example is about."""
+
+    @property
+    def text(self) -> str:
+        return "".join(self.tokens)
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A latent of the SAE with everything the index knows about it."""
+
+    id: int
+    density: float
+    mean_activation: float
+    std_activation: float
+    max_activation: float
+    count: int
+    documents: int
+    is_dead: bool
+    decoder_norm: float
+    histogram: Histogram
+    examples: list[Example]
+    top_logits: list[LogitToken]
+    bottom_logits: list[LogitToken]
+    neighbours: list[Neighbour]
+    explanations: list[Explanation]
+    tokens: list[tuple[str, float, int]] = field(default_factory=list)
+    """Tokens with most of the feature's activation: text, share of its summed activation, times active there."""
+
+    @property
+    def explanation(self) -> str:
+        """The text to show: the newest label, else the best explanation, else the plain fact."""
+        if self.explanations:
+            return self.explanations[0].text
+        return "dead: never active in the indexed text" if self.is_dead else ""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The examples as plain records."""
+        return [asdict(example) for example in self.examples]
+
+    def to_json(self) -> str:
+        """Everything about the feature as JSON."""
+        content = asdict(self)
+        for key, names in (("top_logits", LogitToken), ("bottom_logits", LogitToken), ("neighbours", Neighbour)):
+            content[key] = [dict(zip(names._fields, entry, strict=True)) for entry in content[key]]
+        return json.dumps(content | {"explanation": self.explanation}, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class FeatureList:
+    """A page of the feature listing."""
+
+    total: int
+    """Features that meet the condition, on all pages."""
+    features: list[dict[str, Any]]
+    """feature, density, mean_activation, max_activation, count, is_dead, explanation, score."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        return self.features
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class ActiveFeature:
+    """A feature that is active on a text."""
+
+    feature: int
+    total: float
+    """Sum of its activations, each as a share of the feature's maximum."""
+    max_activation: float
+    """Largest activation on the text (by its size)."""
+    token: int
+    """Index of the token where it is largest."""
+    explanation: str
+
+
+@dataclass(frozen=True)
+class ActiveFeatures:
+    """What is active on a text: per token and ranked over the whole."""
+
+    text: str
+    tokens: list[str]
+    per_token: list[list[tuple[int, float]]]
+    """For each token: (feature, activation), strongest first."""
+    ranked: list[ActiveFeature]
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [asdict(entry) for entry in self.ranked]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    def activations(self, feature: int) -> list[float]:
+        """One feature's activation at each token."""
+        return [dict(entries).get(feature, 0.0) for entries in self.per_token]
+
+
+def histogram_of(bins: list[dict[str, Any]]) -> Histogram:
+    """Fills the gaps between non-empty bins, so that edges are consecutive."""
+    from features.event_tables import histogram_bins, histogram_edge
+
+    if not bins:
+        return Histogram([], [])
+    indices = histogram_bins(np.array([row["low"] for row in bins], dtype=np.float32))
+    counts = np.zeros(int(indices[-1] - indices[0]) + 1, dtype=np.int64)
+    counts[indices - indices[0]] = [row["count"] for row in bins]
+    edges = histogram_edge(np.arange(indices[0], indices[-1] + 2))
+    return Histogram(edges.astype(float).tolist(), counts.tolist())
