@@ -66,7 +66,7 @@ def strongest_in_rows(pre: Float[Tensor, "n d_sae"], k: int, values: Tensor, ind
     from sae import compiled_kernels as kernels
 
     stride = _stride(pre.shape[1], k)
-    _divide(
+    divide(
         kernels.strongest_in_rows,
         kernels.divided_strongest_in_rows,
         len(pre),
@@ -103,7 +103,7 @@ class Screen:
         stride = _stride(len(self.W_enc), k)
         for part, bits, rest in self._chunks(rows):
             out = values[part].numpy(), indices[part].numpy()
-            _divide(kernels.screened_in_rows, kernels.divided_screened_in_rows, len(bits), bits, k, stride, *rest, *out)
+            divide(kernels.screened_in_rows, kernels.divided_screened_in_rows, len(bits), bits, k, stride, *rest, *out)
 
     def above(self, threshold: Tensor, rows: int) -> RaggedCodes:
         """Returns what `entries_above` would, from float32 values; thresholds must exceed `error`."""
@@ -112,7 +112,7 @@ class Screen:
         pieces = _Pieces(len(self.centred), (rows, len(self.W_enc)), np.dtype(np.float32))
         stride, edges = _stride(len(self.W_enc), 1), threshold.reshape(-1).numpy()
         for part, bits, rest in self._chunks(rows):
-            _divide(
+            divide(
                 kernels.screened_above,
                 kernels.divided_screened_above,
                 len(bits),
@@ -177,7 +177,7 @@ def entries_above(chunks: Iterator[tuple[slice, Tensor]], n: int, threshold: Ten
         pre = chunk.numpy()
         pieces = pieces or _Pieces(n, pre.shape, pre.dtype)
         if threshold.ndim:
-            _divide(
+            divide(
                 kernels.entries_above_each,
                 kernels.divided_entries_above_each,
                 len(pre),
@@ -187,7 +187,7 @@ def entries_above(chunks: Iterator[tuple[slice, Tensor]], n: int, threshold: Ten
             )
         else:
             edge, stride = pre.dtype.type(threshold.item()), _stride(pre.shape[1], 1)
-            _divide(
+            divide(
                 kernels.entries_above, kernels.divided_entries_above, len(pre), pre, edge, stride, *pieces.room(part)
             )
         pieces.take(part)
@@ -228,7 +228,7 @@ def row_pass(
     errors, dvalues = torch.empty_like(target, memory_format=torch.contiguous_format), np.empty_like(values)
     rows: tuple[Any, ...] = (starts, indices, values, places, W_dec.numpy(), target.contiguous().numpy())
     rows += (scales.numpy(), is_signed, errors.numpy(), suffix.numpy(), squared.numpy(), dvalues)
-    _divide(kernels.decode_backward, kernels.divided_decode_backward, n, *rows)
+    divide(kernels.decode_backward, kernels.divided_decode_backward, n, *rows)
     if slopes is not None:
         dvalues += slopes.numpy()
 
@@ -238,7 +238,7 @@ def row_pass(
     gradients = {name: target.new_empty(shape) for name, shape in shapes.items()}
     sums: tuple[Any, ...] = (latent_starts, by_latent[0], by_latent[1], values, dvalues, places, suffix.numpy())
     sums += (centred.contiguous().numpy(), *(gradient.numpy() for gradient in gradients.values()))
-    _divide(kernels.latent_gradients, kernels.divided_latent_gradients, d_sae, *sums)
+    divide(kernels.latent_gradients, kernels.divided_latent_gradients, d_sae, *sums)
     return RowPass(errors, squared.sum(0), suffix[0], gradients)
 
 
@@ -250,15 +250,20 @@ def _stride(d_sae: int, k: int) -> int:
     return -(-d_sae // size)
 
 
-def _divide(loop: Callable[..., None], divided: Callable[..., None], n: int, *arguments: Any) -> None:
+def divide(loop: Callable[..., None], divided: Callable[..., None], n: int, *arguments: Any) -> None:
     """Runs a loop on all of range(n), divided among as many threads as torch uses where that pays."""
     threads = min(torch.get_num_threads(), n // MIN_SHARE)
     if threads <= 1:
         loop(0, n, *arguments)
-        return
+    else:
+        in_parts(divided, threads, n, *arguments)
+
+
+def in_parts(divided: Callable[..., None], parts: int, n: int, *arguments: Any) -> None:
+    """Runs a loop on `parts` ranges that make up range(n), on no more threads than torch uses."""
     import numba
 
     with _LOCK:  # not every threading layer of numba lets two callers in
         most = numba.config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
-        numba.set_num_threads(min(threads, most))
-        divided(threads, n, *arguments)
+        numba.set_num_threads(min(parts, torch.get_num_threads(), most))
+        divided(parts, n, *arguments)

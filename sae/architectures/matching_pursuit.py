@@ -5,7 +5,7 @@
 
 There is no encoder: `W_enc` is the unit-norm decoder. A row stops after `k` choices where k is set, when its residual
 norm falls below `residual_threshold`, or when a choice adds no new latent (as SAELens's `matching_pursuit` does).
-Gradients flow through the whole chain of residuals.
+Gradients flow through the whole chain of residuals. On a CPU `sae.pursuit` chooses and differentiates.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from sae import pursuit
 from sae.architectures.architecture import Architecture, Forward, Moment, strongest_entries
 from sae.config import SAEConfig, default
 from sae.selection import Selection
-from sae.step import Parameters
+from sae.shares import batch_rows, total_variance
+from sae.step import Parameters, StepResult
 
 
 class MatchingPursuit(Architecture):
@@ -36,13 +38,21 @@ class MatchingPursuit(Architecture):
         activations, residual = self.pursue(parameters["W_dec"], x - parameters["b_dec"])
         return Forward(x - residual, activations, x.new_zeros(()))
 
+    @property
+    def smallest_residual(self) -> float:
+        """The residual norm below which a row is explained."""
+        return default(self.config.residual_threshold, 1e-2)
+
+    def most_choices(self, d_sae: int) -> int:
+        """Returns how many latents a row may choose."""
+        return min(d_sae, default(self.config.k, d_sae))
+
     def pursue(self, W_dec: Tensor, centred: Tensor) -> tuple[Tensor, Tensor]:
         """Returns dense activations and what is left unexplained; differentiable."""
-        d_sae = len(W_dec)
-        smallest = default(self.config.residual_threshold, 1e-2)
+        d_sae, smallest = len(W_dec), self.smallest_residual
         residual, activations = centred, centred.new_zeros(len(centred), d_sae)
         done = residual.detach().norm(dim=1) < smallest
-        for _ in range(default(self.config.k, d_sae)):
+        for _ in range(self.most_choices(d_sae)):
             best = (residual.detach() @ W_dec.detach().T).argmax(1)
             atoms = W_dec[best]
             values = torch.where(done, 0, (residual * atoms).sum(1).relu())
@@ -53,6 +63,27 @@ class MatchingPursuit(Architecture):
             if bool(done.all()):
                 break
         return activations, residual
+
+    def step(self, parameters: Parameters, x: Tensor, y: Tensor, moment: Moment) -> StepResult:
+        W_dec = parameters["W_dec"]
+        if not pursuit.is_pursued(W_dec):
+            return super().step(parameters, x, y, moment)
+        found = pursuit.pursue(W_dec, x - parameters["b_dec"], self.most_choices(len(W_dec)), self.smallest_residual)
+        variance, squared = total_variance(y), found.residual.pow(2).sum()
+        dW_dec, dx = pursuit.pursuit_gradients(W_dec, found, found.residual * (2 / variance))
+        gradients, loss = {"W_dec": dW_dec, "b_dec": -dx.sum(0)}, squared / variance
+        if moment.dead is not None and self.config.auxk_alpha > 0 and bool(moment.dead.any()):
+            leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+            with torch.enable_grad():
+                revival = self.config.auxk_alpha * self.auxk_loss(leaves, x, found.residual, moment.dead)
+                for name, gradient in zip(leaves, torch.autograd.grad(revival, list(leaves.values())), strict=True):
+                    gradients[name] += gradient
+            loss = loss + revival.detach()
+        values, indices = found.codes()
+        active = values != 0
+        fired = torch.zeros(len(W_dec), dtype=torch.bool)
+        fired[indices[active]] = True
+        return StepResult(gradients, loss, squared, variance, fired, active.sum().to(x.dtype) / batch_rows(x))
 
     def revival_pre_activations(self, parameters: Parameters, x: Tensor) -> Tensor:
         return (x - parameters["b_dec"]) @ parameters["W_dec"].T
@@ -70,4 +101,9 @@ class MatchingPursuit(Architecture):
         return replace(config, residual_threshold=smallest), {**tensors, "b_dec": tensors["b_dec"] / scale}
 
     def encode(self, parameters: Parameters, centred: Tensor) -> Selection:
-        return strongest_entries(self.pursue(parameters["W_dec"], centred)[0])
+        W_dec = parameters["W_dec"]
+        if torch.is_grad_enabled() or not pursuit.is_pursued(W_dec):
+            return strongest_entries(self.pursue(W_dec, centred)[0])
+        values, indices = pursuit.pursue(W_dec, centred, self.most_choices(len(W_dec)), self.smallest_residual).codes()
+        width = max(1, int((values != 0).sum(1).max())) if len(values) else 1
+        return Selection(values[:, :width], indices[:, :width])
