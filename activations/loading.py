@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.resources
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from activations.processes import current
 from activations.sites import architectures_of
 
 EMBEDDED = "embedded"
+_ENCODER_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*/config.json"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,18 +155,65 @@ def _load(
             f"the weights of {name!r} cannot be read ({error}), expected whole safetensors files: copy them again"
         ) from error
     except (OSError, ImportError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise FileNotFoundError(
-            f"model {name!r} cannot be opened ({reason}), expected `embedded`, a model folder with safetensors weights "
-            "and tokenizer, or a reachable hub name: correct the name or give a local folder"
-        ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
+        raise _unopened(name, error) from error
+    _check_complete(name, model, report["missing_keys"])
+    return (model if placed else model.to(device)).eval(), tokenizer
+
+
+def _unopened(name: str, error: Exception) -> FileNotFoundError:
+    reason = " ".join(str(error).split())[:300]
+    return FileNotFoundError(
+        f"model {name!r} cannot be opened ({reason}), expected `embedded`, a model folder with safetensors weights "
+        "and tokenizer, or a reachable hub name: correct the name or give a local folder"
+    )
+
+
+def _check_complete(name: str, model: Any, missing: Iterable[str]) -> None:
+    """Refuses checkpoints that lack weights."""
+    if lacking := sorted(missing):
         raise ValueError(
-            f"the weights of {name!r} lack {missing[0]} (and {len(missing) - 1} others), expected all of "
+            f"the weights of {name!r} lack {lacking[0]} (and {len(lacking) - 1} others), expected all of "
             f"{type(model).__name__}'s: use a complete checkpoint"
         )
-    return (model if placed else model.to(device)).eval(), tokenizer
+
+
+def open_encoder(name: str, device: str = "auto", revision: str | None = None) -> tuple[Any, Any, Path | None]:
+    """Loads a model without its head, as embedding models are published; (model, tokenizer, local folder).
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_model`.
+    """
+    from huggingface_hub import snapshot_download
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    folder = _local_folder(name)
+    place = pick_device(device)
+    with _quiet_library():
+        try:
+            if folder is None:
+                found = snapshot_download(name, revision=revision, allow_patterns=_ENCODER_FILES)
+                folder = Path(found)
+            _check_weights(folder)
+            settings = AutoConfig.from_pretrained(folder, local_files_only=True)
+            model, report = AutoModel.from_pretrained(
+                folder,
+                config=settings,
+                dtype=_dtype("auto", settings, place),
+                use_safetensors=True,
+                output_loading_info=True,
+                local_files_only=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except SafetensorError as error:
+            raise ValueError(
+                f"the weights of {name!r} cannot be read ({error}), expected whole safetensors files: copy them again"
+            ) from error
+        except (OSError, ImportError) as error:
+            raise _unopened(name, error) from error
+    # what a checkpoint of an encoder lacks is at most a head that embeddings do not pass through
+    _check_complete(name, model, [key for key in report["missing_keys"] if "pooler" not in key])
+    return model.to(place).eval(), tokenizer, folder
 
 
 @contextmanager

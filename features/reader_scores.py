@@ -28,8 +28,9 @@ import pyarrow as pa
 from activations.progress import progress
 from features import labels, schema
 from features.dictionary import Dictionary
+from features.endpoint import Cost
 from features.explain import METHOD
-from features.readers import Cost, EndpointReader, LocalReader
+from features.readers import EndpointReader, LocalReader
 from features.rule_scorers import Answers
 from features.score_run import (
     LEAST_WINDOWS,

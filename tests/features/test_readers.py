@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from fake_endpoint import Fake, serving
 from planted_events import plant
 
 from activations.choices import choice_probabilities
 from features import Dictionary
+from features.endpoint import KEY_VARIABLE
 from features.explain import METHOD, ExplainConfig, explain
 from features.reader_scores import CHOICES, READER_SCORERS, explain_by, read, score_by, shown
-from features.readers import KEY_VARIABLE, EndpointReader, LocalReader, reader_for
+from features.readers import EndpointReader, LocalReader, reader_for
 from features.scoring_samples import ScoreConfig
 
 CONFIG = ScoreConfig(window_tokens=8, actives=16, silent=8, quantiles=2, features=6)
@@ -98,52 +98,18 @@ def test_a_random_model_on_this_machine_explains_and_scores(planted: Dictionary,
     assert (first.text, first.author) == ("mine", "me")
 
 
-class Fake(BaseHTTPRequestHandler):
-    """An endpoint that answers what the test has put into `script`, and "1" after that."""
-
-    script: list[tuple[int, str | bytes]] = []
-    seen: list[dict[str, Any]] = []
-    keys: list[str | None] = []
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.seen.append(body)
-        self.keys.append(self.headers.get("Authorization"))
-        status, answer = self.script.pop(0) if self.script else (200, "1")
-        if isinstance(answer, str):
-            usage = {"prompt_tokens": 10, "completion_tokens": 1}
-            answer = json.dumps({"choices": [{"message": {"content": answer}}], "usage": usage}).encode()
-        self.send_response(status)
-        if status == 429:
-            self.send_header("Retry-After", "0")
-        if status == 302:
-            self.send_header("Location", "http://192.0.2.1/")
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EndpointReader]:
     monkeypatch.setenv(KEY_VARIABLE, "secret")
-    Fake.script, Fake.seen, Fake.keys = [], [], []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Fake)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield EndpointReader(
-        url=f"http://127.0.0.1:{server.server_port}/v1",
-        model="m",
-        cache=tmp_path / "answers",
-        requests_per_minute=1e6,
-        attempts=3,
-        first_wait_s=0.01,
-    )
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving() as url:
+        yield EndpointReader(
+            url=url,
+            model="m",
+            cache=tmp_path / "answers",
+            requests_per_minute=1e6,
+            attempts=3,
+            first_wait_s=0.01,
+        )
 
 
 def test_busy_endpoints_are_asked_again_and_answers_are_kept(endpoint: EndpointReader) -> None:
