@@ -473,3 +473,24 @@ class LanguageModel:
         if isinstance(norm, torch.nn.LayerNorm):
             directions = directions - directions.mean(dim=1, keepdim=True)
         return directions
+
+    @torch.no_grad()
+    def final_norm_scale(self, x: Float[Tensor, "n d_model"]) -> Float[Tensor, " n"]:
+        """Returns what the final norm divides each row of the final residual stream by, in float32.
+
+        The logits of a row are `logit_directions() @ x / scale`, plus what the norm's and the head's biases add.
+        """
+        from activations.sites import body_of, submodule
+
+        norm = submodule(body_of(self.model), self._architecture.final_norm or "")
+        with weights_of(norm):
+            rows = x.detach().float()
+            out = copy.deepcopy(norm).float()(rows)
+            if (bias := getattr(norm, "bias", None)) is not None:
+                out = out - bias.detach().float()
+            if isinstance(norm, torch.nn.LayerNorm):
+                rows = rows - rows.mean(1, keepdim=True)
+            if (gain := getattr(norm, "weight", None)) is not None:
+                rows = rows * (gain.detach().float() + self._architecture.norm_gain_offset)
+        # the norm's output is now rows / scale, whatever the family adds under the root
+        return rows.square().sum(1) / (rows * out).sum(1)

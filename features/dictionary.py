@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from features import labels, search, wiring
+from features import active, labels, search
+from features.embedders import Embedder
 from features.labels import Explanation
 from features.questions import TIMEOUT_S
 from features.records import (
-    ActiveFeature,
     ActiveFeatures,
     Example,
     Feature,
@@ -238,56 +238,23 @@ class Dictionary:
         total = rows[0]["total"] if rows else 0
         return FeatureList(total, [{key: row[key] for key in row if key != "total"} for row in rows])
 
-    def search(self, query: str, limit: int = 20) -> list[SearchHit]:
-        """Features whose tokens, text or explanation match `query`: a token, part of one, or a phrase."""
-        return search.search(self.store, self.text, query, limit)
+    def search(
+        self, query: str, limit: int = 20, kind: str = "auto", embedder: Embedder | None = None
+    ) -> list[SearchHit]:
+        """Features that match `query`, best first, each with the reason; the kinds are those of `features.search`.
 
-    def active_on(self, text: str, top: int = 10) -> ActiveFeatures:
-        """Runs the model on `text`: each token's strongest features, and the features ranked over the text.
-
-        The rank is the sum of activations (of their sizes, where they may be negative), each as a share of the
-        feature's maximum. Loads the model.
+        Raises:
+            ValueError: an unknown kind, a pattern that is broken or slow, or `semantic` without an `embedder`.
         """
-        import torch
+        return search.search(self.store, self.text, query, limit, kind, embedder)
 
-        if not text:
-            raise ValueError("the text is empty, expected at least one character: write some text")
-        lm, sae = self.lm, self.sae
-        batch = lm.tokenize(text)
-        real = batch.mask[0].bool()
-        if not bool(real.any()):
-            raise ValueError("the text has no tokens, expected at least one: write some text")
-        with torch.no_grad():
-            captured = lm.capture(batch.tokens, batch.mask, self.sites)
-            codes = wiring.encode_sites(sae, {site: x[0][real].flatten(1) for site, x in captured.items()})
-        ids = batch.tokens[0][real].tolist()
-        values, indices = codes.values.float().cpu().numpy(), codes.indices.cpu().numpy()
-        special = lm.special_ids if self.info["exclude_special_tokens"] else frozenset()
-        maxima = self.max_activations
-        per_token: list[list[tuple[int, float]]] = []
-        totals: dict[int, list[float]] = {}
-        for place, token in enumerate(ids):
-            kept = (indices[place] >= 0) & (values[place] != 0) & (token not in special)
-            order = np.argsort(-np.abs(values[place][kept]), kind="stable")
-            entries = [(int(indices[place][kept][i]), float(values[place][kept][i])) for i in order]
-            per_token.append(entries)
-            for index, value in entries:
-                scale = float(maxima[index])
-                entry = totals.setdefault(index, [0.0, 0.0, place])
-                entry[0] += abs(value) / scale if scale > 0 else 0.0
-                if abs(value) > abs(entry[1]):
-                    entry[1], entry[2] = value, place
-        strongest = sorted(totals.items(), key=lambda item: (-item[1][0], item[0]))[:top]
-        texts = self.explanations_of([index for index, _ in strongest])
-        return ActiveFeatures(
-            text=text,
-            tokens=lm.token_strings(ids),
-            per_token=per_token,
-            ranked=[
-                ActiveFeature(index, entry[0], entry[1], int(entry[2]), texts.get(index, ""))
-                for index, entry in strongest
-            ],
-        )
+    def active_on(
+        self, text: str, top: int = 10, by: str = "activation", target: str | int | None = None
+    ) -> ActiveFeatures:
+        """Each token's features, and the features ranked over a text by a measure of `features.active`: activation,
+        surprise, or effect and attribution on the logit of `target`. Loads the model.
+        """
+        return active.active_on(self, text, top, by, target)
 
     def explanations_of(self, features: Iterable[int]) -> dict[int, str]:
         """The text to show for each of several features (label, else best explanation), where there is one."""

@@ -121,11 +121,11 @@ class ActiveFeature:
 
     feature: int
     total: float
-    """Sum of its activations, each as a share of the feature's maximum."""
+    """What it is ranked by (`features.active`); by activation: the sum of its shares of the feature's maximum."""
     max_activation: float
     """Largest activation on the text (by its size)."""
     token: int
-    """Index of the token where it is largest."""
+    """Index of the token where what it is ranked by is largest."""
     explanation: str
 
 
@@ -136,8 +136,14 @@ class ActiveFeatures:
     text: str
     tokens: list[str]
     per_token: list[list[tuple[int, float]]]
-    """For each token: (feature, activation), strongest first."""
+    """For each token: (feature, activation), strongest (or most surprising, or most effective) first."""
     ranked: list[ActiveFeature]
+    by: str = "activation"
+    """The measure: activation, surprise, effect or attribution."""
+    target: str | None = None
+    """The token whose logit effects are on."""
+    measures: list[list[float]] = field(default_factory=list)
+    """The measure of each entry of `per_token`."""
 
     def rows(self) -> list[dict[str, Any]]:
         return [asdict(entry) for entry in self.ranked]

@@ -1,27 +1,34 @@
-"""Search without a language model: by token, part of a token, phrase, label and explanation.
+"""Search: features by token, by text, by pattern, by the words of their explanations, by meaning.
 
-Enters: a query. Leaves: features, best first, each with the reason it was found.
+Enters: a query and its kind. Leaves: features, best first, each with the reason it was found.
 
-1. The query is looked up among the model's tokens (exact, with or without surrounding blanks, then as a part); the
-   table feature_tokens, ordered by token, says which features spend how much of their activation there.
-2. Where no single token holds it, the query is a phrase: its places in the text are found, and features are ranked by
-   how much of their activation near there they spend on it against how often they are active anyway.
-3. Labels and explanations that contain the query come on top of both.
+* `token`: the query is a token (in any case, with or without blanks around it), or part of some. The table
+  feature_tokens says which features spend how much of their activation there.
+* `text`: the query is a phrase; features active where it stands (`features.text_search`).
+* `regex`: the query is a regular expression over single tokens and over the text of documents (`features.patterns`).
+* `explanation`: words of labels and explanations, ranked with BM25 (`features.bm25`).
+* `semantic`: labels and explanations that mean alike, where an embedding model is given (`features.semantic`).
+* `auto`: labels and explanations that hold every word of the query, and tokens; the text where no token holds it.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from features import bm25, text_search
+from features.embedders import Embedder
+from features.patterns import matches
+from features.semantic import closest_texts
 from features.store import Store
 from features.text import Text
 
-PHRASE_TOKENS = 20_000_000
-PHRASE_PLACES = 2_000
+KINDS = ("auto", "token", "text", "regex", "explanation", "semantic")
+NAMED_TOKENS = 4
 
 SHOWN_EXPLANATIONS = """
     select feature, text, score from (
@@ -56,42 +63,84 @@ class SearchHit:
         return json.dumps(asdict(self), ensure_ascii=False)
 
 
-def search(store: Store, text: Text, query: str, limit: int) -> list[SearchHit]:
-    """Finds features for a query; an empty query finds nothing."""
-    wanted = query.strip()
-    if not wanted or limit < 1:
+class _Found(NamedTuple):
+    feature: int
+    score: float
+    reason: str
+
+
+def search(
+    store: Store, text: Text, query: str, limit: int, kind: str = "auto", embedder: Embedder | None = None
+) -> list[SearchHit]:
+    """Finds features for a query; an empty query finds nothing.
+
+    Raises:
+        ValueError: an unknown kind, a query that is no Unicode, a pattern that is broken or slow, or a semantic search
+            without an embedder.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"search kind {kind!r} is unknown, expected one of {', '.join(KINDS)}: choose one of these")
+    if kind == "semantic" and embedder is None:
+        raise ValueError(
+            "a semantic search got no embedding model, expected a folder of one or the address of an endpoint: "
+            "give one (--embed), or search with kind explanation"
+        )
+    try:
+        query.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the query has half a character at {error.start}, expected Unicode: remove it") from None
+    if not query.strip() or limit < 1:
         return []
-    found: dict[int, tuple[float, str]] = {}
-    for feature, score, reason in (*_in_words(store, wanted, limit), *_in_tokens(store, text, query, limit)):
-        if feature not in found or score > found[feature][0]:
-            found[feature] = score, reason
-    best = sorted(found.items(), key=lambda item: (-item[1][0], item[0]))[:limit]
+    ways: dict[str, Callable[[], Iterable[_Found]]] = {
+        "auto": lambda: _anything(store, text, query, limit),
+        "token": lambda: _tokens(store, text, query, limit),
+        "text": lambda: _phrase(store, text, query, limit),
+        "regex": lambda: _pattern(store, text, query, limit),
+        "explanation": lambda: _words(store, query, limit),
+        "semantic": lambda: _meaning(store, embedder, query, limit) if embedder else (),
+    }
+    best: dict[int, _Found] = {}
+    for hit in ways[kind]():
+        if hit.feature not in best or hit.score > best[hit.feature].score:
+            best[hit.feature] = hit
+    found = sorted(best.values(), key=lambda hit: (-hit.score, hit.feature))[:limit]
     shown = store.query(
         f"select feature, text from ({SHOWN_EXPLANATIONS}) where list_contains($wanted, feature)",
-        {"wanted": [feature for feature, _ in best]},
+        {"wanted": [hit.feature for hit in found]},
     ).to_pylist()
     texts = {row["feature"]: row["text"] for row in shown}
-    return [SearchHit(feature, reason, score, texts.get(feature, "")) for feature, (score, reason) in best]
+    return [SearchHit(hit.feature, hit.reason, hit.score, texts.get(hit.feature, "")) for hit in found]
 
 
-def _in_words(store: Store, query: str, limit: int) -> list[tuple[int, float, str]]:
-    rows = store.query(
-        """
-        select feature, text, is_label, score from (
-            select feature, text, true as is_label, 1.0::double as score from labels
-            union all
-            select feature, text, false, coalesce(score, 0.5) from explanations
-        ) where contains(lower(text), lower($query)) order by is_label desc, score desc limit $limit
-        """,
-        {"query": query, "limit": limit},
-    ).to_pylist()
-    return [
-        (row["feature"], 2.0 if row["is_label"] else row["score"], "label" if row["is_label"] else "explanation")
-        for row in rows
-    ]
+def _anything(store: Store, text: Text, query: str, limit: int) -> Iterable[_Found]:
+    """Labels come first, then whole tokens; the score of an explanation scales how well it matches."""
+    hits = [hit for hit in bm25.ranked_texts(store, query, 4 * limit) if hit.has_all]
+    most = hits[0].score if hits else 1.0
+    for hit in hits:
+        share = hit.score / most
+        trust = 0.5 if hit.method_score is None else max(hit.method_score, 0.0)
+        yield _Found(hit.feature, 2.0 + share if hit.is_label else share * trust, _told(hit))
+    tokens = list(_tokens(store, text, query, limit))
+    yield from tokens or _phrase(store, text, query, limit)
 
 
-def _in_tokens(store: Store, text: Text, query: str, limit: int) -> list[tuple[int, float, str]]:
+def _words(store: Store, query: str, limit: int) -> Iterable[_Found]:
+    # several texts of one feature can be among the best
+    for hit in bm25.ranked_texts(store, query, 4 * limit):
+        yield _Found(hit.feature, hit.score, _told(hit))
+
+
+def _told(hit: bm25.WordHit) -> str:
+    return f"{'label' if hit.is_label else 'explanation'} has {', '.join(hit.words)}"
+
+
+def _meaning(store: Store, embedder: Embedder, query: str, limit: int) -> Iterable[_Found]:
+    for hit in closest_texts(store, embedder, query, limit):
+        what = "label" if hit.is_label else "explanation"
+        yield _Found(hit.feature, hit.cosine, f"{what} means alike (cosine {hit.cosine:.2f})")
+
+
+def _tokens(store: Store, text: Text, query: str, limit: int) -> Iterable[_Found]:
     wanted = query.strip().lower()
     exact, part = [], []
     for token_id, token in enumerate(text.vocabulary):
@@ -100,63 +149,46 @@ def _in_tokens(store: Store, text: Text, query: str, limit: int) -> list[tuple[i
             exact.append(token_id)
         elif wanted in lowered:
             part.append(token_id)
-    hits = [(f, 1.0 + s, f"token {t}") for f, s, t in _features_at(store, text, exact, limit)] if exact else []
-    if part:
-        hits += [(f, s, f"token {t}") for f, s, t in _features_at(store, text, part, limit)]
-    return hits if exact or part else _in_phrase(store, text, query, limit)
+    for ids, offset in ((exact, 1.0), (part, 0.0)):
+        for feature, share, told in _features_at(store, text, ids, limit):
+            yield _Found(feature, offset + share, told)
 
 
 def _features_at(store: Store, text: Text, token_ids: list[int], limit: int) -> list[tuple[int, float, str]]:
+    """Features by the share of their activation on these tokens, with a text that names the heaviest of them."""
+    if not token_ids:
+        return []
     rows = store.query(
         """
-        select feature, sum(mass) as share, arg_max(token_id, mass) as token_id
-        from feature_tokens join ids using (token_id)
+        select feature, sum(mass) as share, list(token_id order by mass desc, token_id) as tokens
+        from feature_tokens join (select unnest($ids)::integer as token_id) using (token_id)
         group by feature order by share desc, feature limit $limit
-        """.replace("ids using", "(select unnest($ids)::integer as token_id) using"),
+        """,
         {"ids": token_ids, "limit": limit},
     ).to_pylist()
-    return [
-        (row["feature"], row["share"], f"{text.vocabulary[row['token_id']]!r} ({row['share']:.0%} of its activation)")
-        for row in rows
-    ]
+    found = []
+    for row in rows:
+        named = ", ".join(repr(text.vocabulary[i]) for i in row["tokens"][:NAMED_TOKENS])
+        more = f" and {len(row['tokens']) - NAMED_TOKENS} more" if len(row["tokens"]) > NAMED_TOKENS else ""
+        found.append((row["feature"], row["share"], f"token {named}{more} ({row['share']:.0%} of its activation)"))
+    return found
 
 
-def _in_phrase(store: Store, text: Text, phrase: str, limit: int) -> list[tuple[int, float, str]]:
-    """Features that are active inside the phrase, weighted by how rare they are elsewhere."""
-    ids = text.column("token_id", 0, min(text.n_tokens, PHRASE_TOKENS))
-    positions = text.column("position", 0, ids.size)
-    lengths = np.array([len(token) for token in text.vocabulary])
-    ends = np.cumsum(lengths[ids])
-    corpus = "".join(text.vocabulary[i] for i in ids).lower()
-    places: list[int] = []
-    wanted = phrase.lower() if phrase.lower() in corpus else phrase.strip().lower()
-    start = corpus.find(wanted)
-    while start >= 0 and len(places) < PHRASE_PLACES:
-        places.append(start)
-        start = corpus.find(wanted, start + len(wanted))
-    if not places:
-        return []
-    first = np.searchsorted(ends, np.array(places), side="right")
-    last = np.searchsorted(ends, np.array(places) + len(wanted) - 1, side="right")
-    ordinals = np.concatenate([np.arange(a, b + 1) for a, b in zip(first, last, strict=True)])
-    row = np.searchsorted(text.documents.first_token, ordinals, side="right") - 1
-    document = text.documents.ids[row]
-    rows = store.query(
-        """
-        with places as (
-            select unnest($documents)::integer as document, unnest($positions)::integer as position
-        ), inside as (
-            select feature, sum(abs(activation) / max_activation) as strength, count(*) as hits
-            from events join places using (document, position) join features using (feature) group by feature
-        )
-        select feature, hits, strength / sqrt(features.count::double * $n) as score
-        from inside join features using (feature) order by score desc, feature limit $limit
-        """,
-        {
-            "documents": document.tolist(),
-            "positions": positions[ordinals].tolist(),
-            "n": len(places),
-            "limit": limit,
-        },
-    ).to_pylist()
-    return [(r["feature"], min(r["score"], 1.0), f"active in {phrase.strip()!r} ({r['hits']} times)") for r in rows]
+def _phrase(store: Store, text: Text, query: str, limit: int) -> Iterable[_Found]:
+    for hit in text_search.in_phrase(store, text, query, limit):
+        told = f"active at {hit.places:,} of {hit.of:,} places of {query.strip()!r}"
+        yield _Found(hit.feature, hit.score, told)
+
+
+def _pattern(store: Store, text: Text, pattern: str, limit: int) -> Iterable[_Found]:
+    vocabulary = text.vocabulary
+    ends = np.cumsum([len(token) for token in vocabulary])
+    found = np.unique(matches(pattern, "".join(vocabulary), ends).strings).tolist()
+    in_tokens = {feature: (share, told) for feature, share, told in _features_at(store, text, found, limit)}
+    in_text = {hit.feature: hit for hit in text_search.in_matches(store, text, pattern, limit)}
+    for feature in in_tokens.keys() | in_text.keys():
+        share, told = in_tokens.get(feature, (0.0, ""))
+        hit = in_text.get(feature)
+        places = f"active at {hit.places:,} of {hit.of:,} matches such as {hit.sample!r}" if hit else ""
+        score = max(share, hit.score if hit else 0.0)
+        yield _Found(feature, score, "; ".join(part for part in (told, places) if part))

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 from features.store import Store
 
 TOKEN_ROW_GROUP = 65_536
+JOINED_TOKENS = 20_000_000
+"""Tokens that searches for phrases and patterns read; more would not fit beside everything else."""
 
 
 class Window(NamedTuple):
@@ -32,6 +34,21 @@ class Documents(NamedTuple):
     names: list[str]
     n_tokens: np.ndarray
     first_token: np.ndarray
+
+
+class Joined(NamedTuple):
+    """The beginning of the text as one string."""
+
+    text: str
+    token_ends: np.ndarray
+    """int64 [tokens]: where each token ends in it."""
+    document_ends: np.ndarray
+    """int64 [documents]: where each document ends in it; the last one may be cut."""
+
+    def tokens(self, start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the first and the last token of pieces start ≤ character < stop."""
+        first = np.searchsorted(self.token_ends, start, side="right")
+        return first, np.searchsorted(self.token_ends, stop - 1, side="right")
 
 
 class Text:
@@ -63,6 +80,17 @@ class Text:
     def n_tokens(self) -> int:
         """Tokens of the text."""
         return int(self._store.info["n_tokens"])
+
+    @cached_property
+    def joined(self) -> Joined:
+        """The first `JOINED_TOKENS` tokens as one string, made at first use."""
+        ids = self.column("token_id", 0, min(self.n_tokens, JOINED_TOKENS))
+        lengths = np.array([len(token) for token in self.vocabulary])
+        ends = np.cumsum(lengths[ids])
+        vocabulary = self.vocabulary
+        first = self.documents.first_token
+        last = np.append(first[1:], self.n_tokens)[first < ids.size]
+        return Joined("".join([vocabulary[i] for i in ids]), ends, ends[np.minimum(last, ids.size) - 1])
 
     def name(self, document: int) -> str:
         """Where a document comes from."""

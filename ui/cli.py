@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ui import dictionaries, serving
+from ui import dictionaries, questions, serving
 from ui.render import html
 
 
@@ -478,6 +478,10 @@ def sql(
     tables.check_format(format, out)
     with closing(Dictionary.open(dictionary)) as opened:
         tables.write_table(opened.sql(query, timeout_s=timeout), format, out, limit)
+
+
+for verb, command in questions.VERBS.items():
+    app.command(verb)(command)
 
 
 @app.command()

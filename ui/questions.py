@@ -1,0 +1,127 @@
+"""`glassbox search`, `active`, `by-label` and `find`: questions to a dictionary, answered in tables or JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import closing
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+DictArgument = Annotated[Path, typer.Argument(metavar="DICT", help="Folder of a dictionary.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+LimitOption = Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Rows to show.")]
+ModelOption = Annotated[str | None, typer.Option("--model", metavar="M", help="Use this copy of the model.")]
+
+
+class Kind(StrEnum):
+    """The kinds of `features.search`, at hand without loading it."""
+
+    auto = "auto"
+    token = "token"
+    text = "text"
+    regex = "regex"
+    explanation = "explanation"
+    semantic = "semantic"
+
+
+def search(
+    dictionary: DictArgument,
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="A token, phrase, pattern, or words.")],
+    kind: Annotated[Kind, typer.Option("--kind", help="What the query is.")] = Kind.auto,
+    limit: LimitOption = 20,
+    embed: Annotated[
+        str | None,
+        typer.Option(
+            "--embed", metavar="E", envvar="GLASSBOX_EMBEDDER", help="Embedding model: a folder, hub name or address."
+        ),
+    ] = None,
+    embed_model: Annotated[
+        str | None,
+        typer.Option("--embed-model", metavar="NAME", envvar="GLASSBOX_EMBEDDER_MODEL", help="Its name at an address."),
+    ] = None,
+    allow_host: Annotated[
+        str | None, typer.Option("--allow-host", metavar="HOST", help="Host other than this machine that may be asked.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find features by token, text, regular expression, the words of their explanations, or by meaning.
+
+    Every row says why it was found. [bold]semantic[/bold] needs an embedding model (--embed).
+
+    [dim]glassbox search DICT "import"[/dim]
+
+    [dim]glassbox search DICT "def \\w+\\(self" --kind regex --limit 5[/dim]
+    """
+    from features import Dictionary
+    from features.embedders import embedder_for
+
+    with closing(Dictionary.open(dictionary)) as opened:
+        embedder = None
+        if embed and kind is Kind.semantic:
+            embedder = embedder_for(embed, embed_model, opened.path / "answers", allow_host)
+        hits = opened.search(query, limit=limit, kind=kind.value, embedder=embedder)
+    rows = [row for hit in hits for row in hit.rows()]
+    _answer(rows, as_json, f"{len(rows)} features for {query}", rows)
+
+
+class Measure(StrEnum):
+    """The measures of `features.active`, at hand without loading it."""
+
+    activation = "activation"
+    surprise = "surprise"
+    effect = "effect"
+    attribution = "attribution"
+
+
+def active(
+    dictionary: DictArgument,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The text to read.")],
+    by: Annotated[Measure, typer.Option("--by", help="What features are ranked by.")] = Measure.activation,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target", metavar="TOKEN", help="Token whose logit effects are on (default: the model's own next)."
+        ),
+    ] = None,
+    limit: LimitOption = 20,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rank the features that are active on a text. Loads the model.
+
+    By [bold]activation[/bold], by [bold]surprise[/bold] against their base rate (bits), by direct [bold]effect[/bold]
+    on the logit of a token after each token, or by [bold]attribution[/bold], the effect on it at the end of the text.
+
+    [dim]glassbox active DICT "def read(path):" --by surprise[/dim]
+
+    [dim]glassbox active DICT "import os" --by attribution --target "."[/dim]
+    """
+    from features import Dictionary
+
+    with closing(Dictionary.open(dictionary, model=model)) as opened:
+        found = opened.active_on(text, top=limit, by=by.value, target=target)
+    unit = {"surprise": "bits"}.get(by.value, by.value)
+    rows = [
+        {"feature": e.feature, unit: e.total, "activation" if unit != "activation" else "largest": e.max_activation}
+        | {"at": found.tokens[e.token], "explanation": e.explanation}
+        for e in found.ranked
+    ]
+    onto = f" on the logit of {found.target!r}" if found.target is not None else ""
+    _answer(json.loads(found.to_json()), as_json, f"{len(rows)} features by {by.value}{onto}", rows)
+
+
+VERBS = {"search": search, "active": active}
+
+
+def _answer(content: Any, as_json: bool, title: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Prints what was found: as JSON, or as a table of `rows`."""
+    from ui.render import tables
+
+    if as_json:
+        typer.echo(json.dumps(content, ensure_ascii=False))
+    else:
+        tables.show(tables.records_table(title if rows else "", rows) if rows else tables.text("nothing found", "dim"))
