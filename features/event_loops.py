@@ -141,3 +141,73 @@ def strongest_tokens(starts, counts, ordinals, activations, tokens, vocab, limit
             mass[touched[place]] = 0
         rows[feature] = out - first
     return rows
+
+
+@no_type_check
+@_compiled
+def count_together(
+    first,
+    last,
+    starts,
+    tokens,
+    values,
+    token_starts,
+    token_features,
+    token_values,
+    others,
+    least,
+    of_own,
+    of_other,
+    own,
+    other,
+    both,
+    product,
+):
+    """Writes the pairs of features first ≤ i < last with features of another dictionary that are active together at
+    `least` tokens and at a share `of_own` of the one's events or `of_other` of the other's; returns how many."""
+    count = np.zeros(len(others), np.int64)
+    joint = np.zeros(len(others))
+    seen = np.empty(len(others), np.int64)
+    found = 0
+    for feature in range(first, last):
+        n_seen = 0
+        for event in range(starts[feature], starts[feature + 1]):
+            token, value = tokens[event], values[event]
+            for place in range(token_starts[token], token_starts[token + 1]):
+                partner = token_features[place]
+                if count[partner] == 0:
+                    seen[n_seen] = partner
+                    n_seen += 1
+                count[partner] += 1
+                joint[partner] += value * token_values[place]
+        n = starts[feature + 1] - starts[feature]
+        for place in range(n_seen):
+            partner = seen[place]
+            together = count[partner]
+            if together >= least and (together >= of_own * n or together >= of_other * others[partner]):
+                own[found], other[found] = feature, partner
+                both[found], product[found] = together, joint[partner]
+                found += 1
+            count[partner], joint[partner] = 0, 0.0
+    return found
+
+
+@no_type_check
+@_compiled
+def count_pairs(starts, tokens, values, other_starts, other_tokens, other_values, own, other, both, product):
+    """Writes at how many tokens the features of each given pair are active together, and the sum of their products."""
+    for pair in range(len(own)):
+        left, left_end = starts[own[pair]], starts[own[pair] + 1]
+        right, right_end = other_starts[other[pair]], other_starts[other[pair] + 1]
+        together, joint = 0, 0.0
+        while left < left_end and right < right_end:
+            if tokens[left] < other_tokens[right]:
+                left += 1
+            elif tokens[left] > other_tokens[right]:
+                right += 1
+            else:
+                together += 1
+                joint += values[left] * other_values[right]
+                left += 1
+                right += 1
+        both[pair], product[pair] = together, joint

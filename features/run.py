@@ -33,6 +33,8 @@ import numpy as np
 
 from activations import DataConfig, HarvestConfig, ModelConfig
 from activations.processes import current
+from features.comparison import CompareConfig, compare
+from features.comparison_records import Comparison
 from features.demo_report import DemoReport
 from features.dictionary import Dictionary
 from features.evaluation_run import evaluate_folders
@@ -352,6 +354,13 @@ def run_score(dictionary: str | Path, scorers: Sequence[str], overrides: Sequenc
     config = _settings(ScoreConfig, overrides, "score")
     with closing(Dictionary.open(dictionary)) as opened:
         return score_rules(opened, scorers, config)
+
+
+def run_compare(first: str | Path, second: str | Path, overrides: Sequence[str] = ()) -> Comparison:
+    """Compares two dictionaries; `overrides` are settings such as `cosine_min=0.8` (or `compare.cosine_min=…`)."""
+    config = _settings(CompareConfig, overrides, "compare")
+    with closing(Dictionary.open(first)) as a, closing(Dictionary.open(second)) as b:
+        return compare(a, b, config)
 
 
 def run_read(

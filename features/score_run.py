@@ -48,7 +48,7 @@ from features.scoring_samples import (
 )
 
 RULE_SCORERS = ("detection", "fuzzing", "simulation")
-VERSION = 1
+VERSION = 2
 """Of the definitions of the scorers: figures of different versions are not to be compared."""
 RANDOM, FREQUENT = "random rule", "most frequent token"
 LEAST_WINDOWS = 5
@@ -100,9 +100,10 @@ class _Mean:
         self.features += 1
         self.failures += found.failures
         self.total += found.value
-        usable = ~np.isnan(found.replicates)
-        self.drawn += weights * usable
-        self.sums += np.where(usable, weights * found.replicates, 0.0)
+        # a feature of few documents is lost from replicates that draw none of them: left out there it would make the
+        # means of other features than those of the figure, so it keeps its own
+        self.drawn += weights
+        self.sums += weights * np.where(np.isnan(found.replicates), found.value, found.replicates)
 
     def result(self, method: str, scorer: str) -> ScoreMean:
         low = high = None

@@ -108,7 +108,8 @@ def simulation(
 ) -> tuple[Measure, Measure]:
     """Correlation, and 1 − MSE / E[a²], of activations [n, tokens] over all tokens of all windows joined.
 
-    A prediction without any spread correlates with nothing: 0.
+    A prediction without any spread correlates with nothing: 0. Replicates in which the feature is as active everywhere
+    tell nothing: not a number.
 
     Source: the first as in openai/automated-interpretability, explanations/scoring.py.
     """
@@ -137,8 +138,9 @@ def _correlation(sums: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         # sums of squares that cancel to rounding have no spread
         spread_x, spread_y = n * xx - x * x, n * yy - y * y
-        flat = (spread_x <= 1e-12 * n * xx) | (spread_y <= 1e-12 * n * yy)
-        return np.where(n == 0, np.nan, np.where(flat, 0.0, (n * xy - x * y) / np.sqrt(np.abs(spread_x * spread_y))))
+        unknown, flat = spread_y <= 1e-12 * n * yy, spread_x <= 1e-12 * n * xx
+        found = np.where(flat, 0.0, (n * xy - x * y) / np.sqrt(np.abs(spread_x * spread_y)))
+        return np.where(unknown | (n == 0), np.nan, found)
 
 
 def _explained(sums: np.ndarray) -> np.ndarray:

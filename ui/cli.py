@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ui import dictionaries, questions, serving
+from ui import comparing, dictionaries, questions, serving
 from ui.render import html
 
 
@@ -40,6 +40,7 @@ app = typer.Typer(
 )
 
 app.add_typer(dictionaries.app)
+app.command()(comparing.compare)
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a packaged one.")]
 Overrides = Annotated[

@@ -1,0 +1,255 @@
+"""The page and the tables that show two dictionaries beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from ui.render import html
+from ui.render.html import escape, explained, highlighted
+from ui.render.report import write_page
+from ui.render.tables import records_table
+
+if TYPE_CHECKING:
+    from features.comparison_records import Comparison, PairedExample
+
+LISTED = 100
+"""Relations of each kind on the page; the JSON beside it holds all."""
+SHOWN = 8
+"""Relations of each kind in the terminal."""
+WHAT = {
+    "matched": (
+        "Features that both have: each the other's nearest by direction, and active at the same tokens. Share is the "
+        "part of the dictionary's summed activation (times decoder norm) that is theirs."
+    ),
+    "changed": (
+        "Features of one SAE, or matched ones, read in the two models over the same text: what moved most first."
+    ),
+    "unique": (
+        "Neither a direction nor events like these in the other dictionary. Covered is the share of the activation at "
+        "tokens where up to eight features of the other are active that are mostly active there: high where it has the "
+        "feature in pieces, low where it has nothing of the kind."
+    ),
+    "splits": (
+        "One feature's events, divided among several of the other dictionary. Precision: share of the part's events "
+        "inside the whole's; recall: share of the whole's events at which the part is active."
+    ),
+    "absorptions": (
+        "A general feature whose counterpart is silent exactly where a more specific one of its own dictionary is "
+        "active, and active elsewhere: the specific one has taken over the general one's work there."
+    ),
+}
+
+
+def write_comparison_report(result: Comparison, path: Path) -> Path:
+    """Writes the page of a comparison, and all of it as JSON beside it; returns the page's path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_page(path.with_suffix(".json"), result.to_json() + "\n")
+    return write_page(path, comparison_page(result))
+
+
+def comparison_page(result: Comparison) -> str:
+    """Returns the page of a comparison."""
+    notes = "".join(f'<p class="notice">{escape(note)}</p>' for note in result.notes)
+    text = f"{result.shared_tokens:,} tokens of {result.shared_documents:,} documents"
+    facts = {"matched by": result.by, "indexed by both": text}
+    if result.stability is not None:
+        facts["MCC, one to one"] = f"{result.stability['mcc']:.3f}"
+    body = (
+        f'<header class="stack"><h3>Glassbox</h3><h1>Two dictionaries</h1>{_sides(result)}{html.facts(facts)}{notes}'
+        f"{_summary(result)}</header>{_matched(result)}{_unique(result)}{_splits(result)}{_absorptions(result)}"
+    )
+    return html.page("Glassbox: comparison", body)
+
+
+def comparison_tables(result: Comparison) -> list[Table]:
+    """Returns the figures of a comparison, and the first relations of each kind, for the terminal."""
+    title = (
+        f"a: {result.a.name}   b: {result.b.name}   ({result.shared_tokens:,} shared tokens, matched by {result.by})"
+    )
+    found = [records_table(title, result.summary())]
+    if result.notes:
+        found.append(records_table("", [{"note": note} for note in result.notes]))
+    rows = [
+        {"a": match.a, "b": match.b, "cosine": _short(match.cosine), "correlation": _short(match.correlation)}
+        | {"share": _percent(match.share_a)}
+        | (_shift_cells(match.shift) if match.shift is not None else {})
+        | {"explanation": match.explanation_a or match.explanation_b}
+        for match in result.matched[:SHOWN]
+    ]
+    found += _listing("Matched", rows, len(result.matched))
+    rows = [
+        {"in": entry.side, "feature": entry.feature, "share": _percent(entry.share), "cosine": _short(entry.cosine)}
+        | {"correlation": _short(entry.correlation), "covered": _percent(entry.covered)}
+        | {"explanation": entry.explanation}
+        for entry in result.unique[:SHOWN]
+    ]
+    found += _listing("Unique", rows, len(result.unique))
+    rows = [
+        {"in": split.side, "feature": split.feature, "parts": ", ".join(str(part.feature) for part in split.parts)}
+        | {"coverage": _percent(split.coverage), "share": _percent(split.share), "explanation": split.explanation}
+        for split in result.splits[:SHOWN]
+    ]
+    found += _listing("Split by the other", rows, len(result.splits))
+    rows = [
+        {"in": entry.side, "feature": entry.feature, "counterpart": entry.counterpart, "absorber": entry.absorber}
+        | {"silent": _percent(entry.silent), "elsewhere": _percent(entry.active_elsewhere)}
+        | {"explanation": entry.explanation, "absorber is": entry.absorber_explanation}
+        for entry in result.absorptions[:SHOWN]
+    ]
+    return found + _listing("Absorbed in the other", rows, len(result.absorptions))
+
+
+def _listing(title: str, rows: Sequence[dict[str, Any]], total: int) -> list[Table]:
+    more = f" (first {len(rows)} of {total:,}; all with --json or --out)" if total > len(rows) else ""
+    return [records_table(title + more, rows)] if rows else []
+
+
+def _sides(result: Comparison) -> str:
+    rows = []
+    for side, facts in (("a", result.a), ("b", result.b)):
+        rows.append(
+            {"side": side, "name": escape(facts.name), "model": escape(facts.model), "site": escape(facts.site)}
+            | {"kind": escape(facts.architecture), "features": f"{facts.live:,} of {facts.n_features:,}"}
+        )
+    columns = {"side": "", "name": "dictionary", "model": "model", "site": "site", "kind": "kind", "features": "live"}
+    return f'<div class="card scrolls">{html.table(columns, rows, "tight", ["features"])}</div>'
+
+
+def _summary(result: Comparison) -> str:
+    rows = [
+        {"figure": escape(row["figure"])} | {side: _value(row["figure"], row[side]) for side in ("a", "b")}
+        for row in result.summary()
+    ]
+    return f'<div class="card">{html.table({"figure": "", "a": "a", "b": "b"}, rows, "tight", ["a", "b"])}</div>'
+
+
+def _value(figure: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.1%}" if figure.startswith("share") else f"{value:.3f}"
+    return f"{value:,}"
+
+
+def _matched(result: Comparison) -> str:
+    if not result.matched:
+        return ""
+    has_shifts = any(match.shift is not None for match in result.matched)
+    entries = []
+    for match in result.matched[:LISTED]:
+        figures = {"cosine": _short(match.cosine), "correlation": _short(match.correlation)}
+        figures |= {"Jaccard": _short(match.jaccard), "share in a": _percent(match.share_a)}
+        figures |= {"share in b": _percent(match.share_b)}
+        figures |= {"density": f"{match.density_a:.3%} → {match.density_b:.3%}"}
+        if match.shift is not None:
+            figures |= _shift_cells(match.shift)
+        says = explained(match.explanation_a)
+        if match.explanation_b and match.explanation_b != match.explanation_a:
+            says += f' <span class="muted">b:</span> {explained(match.explanation_b)}'
+        entries.append(_entry(f"a {match.a} = b {match.b}", says, figures, match.examples))
+    heading = "What changed" if has_shifts else "Matched"
+    return _section(heading, WHAT["changed" if has_shifts else "matched"], entries, len(result.matched))
+
+
+def _unique(result: Comparison) -> str:
+    parts = []
+    for side, name in (("a", result.a.name), ("b", result.b.name)):
+        found = [entry for entry in result.unique if entry.side == side]
+        other = "b" if side == "a" else "a"
+        entries = []
+        for entry in found[:LISTED]:
+            figures = {"share": _percent(entry.share), "density": f"{entry.density:.3%}"}
+            if entry.nearest is not None:
+                figures["closest direction"] = f"{other} {entry.nearest}, {_short(entry.cosine)}"
+            if entry.companion is not None:
+                figures["closest events"] = f"{other} {entry.companion}, {_short(entry.correlation)}"
+            if entry.covered is not None:
+                figures["covered"] = _percent(entry.covered)
+            entries.append(_entry(f"{side} {entry.feature}", explained(entry.explanation), figures, entry.examples))
+        if entries:
+            parts.append(_section(f"Only in {side}, {name}", WHAT["unique"], entries, len(found)))
+    return "".join(parts)
+
+
+def _splits(result: Comparison) -> str:
+    entries = []
+    for split in result.splits[:LISTED]:
+        other = "b" if split.side == "a" else "a"
+        figures = {"coverage": _percent(split.coverage), "direction in their span": _percent(split.in_span)}
+        figures |= {"share": _percent(split.share), "density": f"{split.density:.3%}"}
+        rows = [
+            {"feature": f"{other} {part.feature}", "says": explained(part.explanation)}
+            | {"precision": _percent(part.precision), "recall": _percent(part.recall), "cosine": _short(part.cosine)}
+            for part in split.parts
+        ]
+        columns = {"feature": "part", "says": "", "precision": "precision", "recall": "recall", "cosine": "cosine"}
+        parts = html.table(columns, rows, "tight", ["precision", "recall", "cosine"])
+        title = f"{split.side} {split.feature}"
+        entries.append(_entry(title, explained(split.explanation), figures, split.examples, parts))
+    return _section("Splits", WHAT["splits"], entries, len(result.splits)) if entries else ""
+
+
+def _absorptions(result: Comparison) -> str:
+    entries = []
+    for entry in result.absorptions[:LISTED]:
+        other = "b" if entry.side == "a" else "a"
+        figures = {"absorbed events": f"{entry.events:,}", "counterpart silent there": _percent(entry.silent)}
+        figures |= {"active elsewhere": _percent(entry.active_elsewhere), "of all its events": _percent(entry.recall)}
+        figures |= {"cosine of the absorber": _short(entry.absorber_cosine)}
+        figures |= {"cosine of the counterpart": _short(entry.counterpart_cosine)}
+        rows = [
+            {"role": "counterpart", "feature": f"{other} {entry.counterpart}"}
+            | {"says": explained(entry.counterpart_explanation)},
+            {"role": "absorber", "feature": f"{other} {entry.absorber}", "says": explained(entry.absorber_explanation)},
+        ]
+        parts = html.table({"role": "", "feature": "", "says": ""}, rows, "tight")
+        title = f"{entry.side} {entry.feature}"
+        entries.append(_entry(title, explained(entry.explanation), figures, entry.examples, parts))
+    return _section("Absorptions", WHAT["absorptions"], entries, len(result.absorptions)) if entries else ""
+
+
+def _section(heading: str, text: str, entries: Sequence[str], total: int) -> str:
+    more = f" The first {len(entries):,} of {total:,}; the JSON file has all." if total > len(entries) else ""
+    lead = f'<p class="muted">{escape(text + more)}</p>'
+    return (
+        f'<section class="stack"><h2>{escape(heading)}</h2>{lead}<div class="card">{"".join(entries)}</div></section>'
+    )
+
+
+def _entry(title: str, says: str, figures: dict[str, str], examples: Sequence[PairedExample], parts: str = "") -> str:
+    told = " · ".join(f"{escape(name)} {escape(value)}" for name, value in figures.items() if value)
+    texts = "".join(_example(example) for example in examples)
+    shown = f"<details><summary class='small muted'>text</summary>{texts}</details>" if texts else ""
+    return (
+        f'<div class="example"><div class="head"><b>{escape(title)}</b><span class="small muted">{told}</span></div>'
+        f'<div class="small">{says}</div>{parts}{shown}</div>'
+    )
+
+
+def _example(example: PairedExample) -> str:
+    lines = "".join(
+        f'<div class="source"><span>{escape(name.replace(":", " "))}</span></div>'
+        + highlighted(example.tokens, activations, 1.0, peak=example.center, unit="share")
+        for name, activations in example.activations.items()
+    )
+    return f'<div class="example"><div class="source"><span>{escape(example.document_name)}</span></div>{lines}</div>'
+
+
+def _shift_cells(shift: Any) -> dict[str, str]:
+    return {
+        "density shift": f"{shift.density:+.3%} ({shift.density_low:+.3%} to {shift.density_high:+.3%})",
+        "mean shift": f"{shift.mean:+.3g} ({shift.mean_low:+.3g} to {shift.mean_high:+.3g})",
+        "changed": "yes" if shift.is_change else "",
+    }
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}" if value < 0.1 else f"{value:.0%}"
