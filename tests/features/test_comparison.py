@@ -151,6 +151,24 @@ def test_the_answer_is_records_and_json(found: Comparison) -> None:
     assert content["splits"][0]["examples"][0]["tokens"]
 
 
+def test_the_page_and_the_tables_show_hostile_text_as_text(found: Comparison, tmp_path: Path) -> None:
+    from rich.console import Console
+
+    from ui.render.comparison import comparison_tables, write_comparison_report
+
+    page = write_comparison_report(found, tmp_path / "deep" / "report.html").read_text(encoding="utf-8")
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;; drop table labels" in page
+    assert "<script>" not in page
+    assert "<img src=x" not in page  # the corpus carries it
+    for heading in ("Matched", "Only in a", "Splits", "Absorptions"):
+        assert heading in page
+    assert json.loads((tmp_path / "deep" / "report.json").read_text())["absorptions"]
+    console = Console(width=160, record=True, file=(tmp_path / "terminal").open("w"))
+    for table in comparison_tables(found):
+        console.print(table)
+    assert "Absorbed in the other" in console.export_text()
+
+
 def test_the_other_way_round_says_the_same(planted: tuple[Path, Path, np.ndarray], found: Comparison) -> None:
     for right, left in opened(planted[1], planted[0]):
         turned = compare(right, left)

@@ -15,7 +15,7 @@ from features import Dictionary
 from features.explain import METHOD, ExplainConfig, explain
 from features.rule_scorers import best_threshold
 from features.rules import TEST, Rule
-from features.score_run import FREQUENT, RANDOM, RULE_SCORERS, score_rules
+from features.score_run import FREQUENT, RANDOM, RULE_SCORERS, Means, score_rules
 from features.scoring import accuracy, auc, balanced_accuracy, document_weights, f1, measure, simulation
 from features.scoring_samples import (
     ACTIVE,
@@ -107,6 +107,20 @@ def test_simulation_is_pearson_over_all_tokens_and_explained_second_moment() -> 
     assert shrunk.value == pytest.approx(-3)
     constant, _ = simulation(np.full((6, 8), 0.7), truth, documents, weights)
     assert constant.value == 0
+
+
+def test_features_of_one_document_do_not_pull_means_out_of_their_intervals() -> None:
+    documents = np.arange(40) % 20
+    weights = document_weights(20, 0)
+    means = Means(0, "now")
+    for feature in range(30):
+        truth = np.zeros((40, 4))
+        truth[documents == feature % 20] = np.abs(np.random.default_rng(feature).normal(size=(2, 4)))
+        for name, found in zip(("a", "b"), simulation(truth, truth, documents, weights), strict=True):
+            means.add(feature, "rule", name, found)
+    for mean in means.results():
+        assert mean.mean == pytest.approx(1)
+        assert mean.low == pytest.approx(1)
 
 
 def test_thresholds_divide_what_can_be_divided() -> None:

@@ -144,7 +144,7 @@ def _matched(result: Comparison) -> str:
         figures = {"cosine": _short(match.cosine), "correlation": _short(match.correlation)}
         figures |= {"Jaccard": _short(match.jaccard), "share in a": _percent(match.share_a)}
         figures |= {"share in b": _percent(match.share_b)}
-        figures |= {"density": f"{match.density_a:.3%} → {match.density_b:.3%}"}
+        figures |= {"density": f"a {match.density_a:.2%}, b {match.density_b:.2%}"}
         if match.shift is not None:
             figures |= _shift_cells(match.shift)
         says = explained(match.explanation_a)
