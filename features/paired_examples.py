@@ -54,8 +54,8 @@ class Told:
         told = []
         for entry in found:
             own: Named = (entry.side, entry.feature)
-            concerned = [own]
-            other: Side = "b" if entry.side == "a" else "a"
+            concerned: list[Named] = [own]
+            other = _other(entry.side)
             for partner in dict.fromkeys((entry.companion, entry.nearest)):
                 if partner is not None:
                     concerned.append((other, partner))
@@ -67,16 +67,17 @@ class Told:
     def splits(self, found: Sequence[Divided]) -> list[Split]:
         named: list[Named] = []
         for divided in found:
-            other: Side = "b" if divided.split.side == "a" else "a"
-            named += [(divided.split.side, divided.split.feature)]
-            named += [(other, part.feature) for part in divided.split.parts]
+            other = _other(divided.split.side)
+            named.append((divided.split.side, divided.split.feature))
+            named.extend((other, part.feature) for part in divided.split.parts)
         texts = self._explanations(named)
         told = []
         for number, divided in enumerate(found):
             split = divided.split
-            other = "b" if split.side == "a" else "a"
+            other = _other(split.side)
             parts = [replace(part, explanation=texts.get((other, part.feature), "")) for part in split.parts]
-            concerned: list[Named] = [(split.side, split.feature), *((other, part.feature) for part in parts)]
+            concerned: list[Named] = [(split.side, split.feature)]
+            concerned.extend((other, part.feature) for part in parts)
             examples = [self._at(token, concerned) for token in divided.tokens] if number < self._limit else []
             told.append(
                 replace(split, parts=parts, explanation=texts.get((split.side, split.feature), ""), examples=examples)
@@ -85,7 +86,7 @@ class Told:
 
     def absorptions(self, found: Sequence[Absorbed]) -> list[Absorption]:
         def named(entry: Absorption) -> list[Named]:
-            other: Side = "b" if entry.side == "a" else "a"
+            other = _other(entry.side)
             return [(entry.side, entry.feature), (other, entry.counterpart), (other, entry.absorber)]
 
         texts = self._explanations(name for entry in found for name in named(entry.found))
@@ -162,3 +163,7 @@ class Told:
             inside = slice(*np.searchsorted(tokens, [first, last]))
             found[tokens[inside] - first] = values[inside] / max(float(each.maximum[feature]), 1e-30)
         return found.tolist()
+
+
+def _other(side: Side) -> Side:
+    return "b" if side == "a" else "a"

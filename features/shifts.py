@@ -40,7 +40,7 @@ def shifts(
             estimate = change.sum() / sizes.sum()
             spread = np.square(change - estimate * sizes).sum() * sizes.size / (sizes.size - 1)
             estimates[number, figure], errors[number, figure] = estimate, math.sqrt(spread) / sizes.sum()
-    found = discoveries(estimates, errors).any(axis=1)
+    found: np.ndarray = np.any(discoveries(estimates, errors), axis=1)
     low, high = estimates - Z * errors, estimates + Z * errors
     return [
         Shift(
