@@ -17,7 +17,8 @@ class Compared:
             "select density, mean_activation, count, max_activation, decoder_norm from features order by feature"
         )
         density, mean, count, maximum, norm = (column.to_numpy() for column in facts.columns)
-        self.dictionary, self.side = dictionary, side
+        self.dictionary = dictionary
+        self.side: Side = side
         self.density, self.maximum = density, maximum
         self.live = count > 0
         weight = mean.astype(np.float64) * count * norm

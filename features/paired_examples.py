@@ -31,7 +31,9 @@ class Told:
         self._limit = examples
 
     def matches(self, found: Sequence[Match]) -> list[Match]:
-        texts = self._explanations([("a", match.a) for match in found] + [("b", match.b) for match in found])
+        named: list[Named] = [("a", match.a) for match in found]
+        named.extend(("b", match.b) for match in found)
+        texts = self._explanations(named)
         told = []
         for number, match in enumerate(found):
             concerned: list[Named] = [("a", match.a), ("b", match.b)]
