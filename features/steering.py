@@ -3,14 +3,18 @@
 Enters: a dictionary and {feature: strength}, strengths in units of each feature's largest activation M on the indexed
 text. Leaves: text, beside the unsteered text if asked for. With x the activation, d = W_dec[f] and a = encode(x)_f:
 
-* add:     x + strength · M · d
-* clamp:   x + (strength · M − a) · d   sets the feature and leaves the rest, the SAE's error included, as it is
-* ablate:  x − strength · a · d         strength 1 removes the feature
+* add:        x + strength · M · d
+* clamp:      x + (strength · M − a) · d           sets the feature and leaves the rest, the SAE's error included
+* min_clamp:  x + max(0, strength · M − a) · d     raises it where it is weaker (for negative strengths, lowers it)
+* scale:      x + (strength − 1) · a · d           multiplies what is there
+* ablate:     x − strength · a · d                 strength 1 removes the feature
+* erase:      x − strength · Σ ⟨x, q⟩ q            q an orthonormal basis of the directions d, whether or not they fire
 
-The edit is a difference added to x, never a reconstruction: with nothing to change, x passes bit by bit. A transcoder's
-difference goes to the site that it writes, its a comes from the site that it reads. Dictionaries over several sites
-(crosscoders, cross-layer transcoders) can only `add`: what their features read is known after some of it is written.
-`features.wiring` says where they write.
+The edit is a difference added to x, never a reconstruction: with nothing to change, x passes bit by bit. `when` limits
+it to tokens at which other features are active, `positions` and `phase` to parts of the text; `keeps_norm` gives every
+changed row the length it had (as repeng does). A transcoder's difference goes to the site that it writes, its a comes
+from the site that it reads. Dictionaries over several sites (crosscoders, cross-layer transcoders) can only `add` and
+`erase`: what their features read is known after some of it is written. `features.wiring` says where they write.
 """
 
 from __future__ import annotations
@@ -30,7 +34,14 @@ from features import wiring
 if TYPE_CHECKING:
     from features.dictionary import Dictionary
 
-Mode = Literal["add", "clamp", "ablate"]
+Phase = Literal["all", "prompt", "generated"]
+"""Parts of a generation, as `activations.Intervention` names them."""
+
+Mode = Literal["add", "clamp", "min_clamp", "scale", "ablate", "erase"]
+READING = ("clamp", "min_clamp", "scale", "ablate")
+"""Modes that need a feature's own activation."""
+MEASURED = ("add", "clamp", "min_clamp")
+"""Modes whose strengths are in units of the feature's maximum."""
 
 
 @dataclass(frozen=True)
@@ -61,33 +72,59 @@ class SteeringComparison:
 class Steering:
     """An intervention on features that generation can run under. Strength 1 is the feature's own maximum."""
 
-    def __init__(self, dictionary: Dictionary, strengths: Mapping[int, float], mode: Mode = "add") -> None:
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        strengths: Mapping[int, float],
+        mode: Mode = "add",
+        *,
+        when: Mapping[int, float] | None = None,
+        positions: slice | Sequence[int] | None = None,
+        phase: Phase = "all",
+        keeps_norm: bool = False,
+    ) -> None:
         """Prepares the edit; the model loads at the first generation.
+
+        `when` maps features to shares of their maxima: only tokens at which each of them is at least so active are
+        changed. `positions` are places among the text's tokens (negative ones count from the prompt's end), `phase` is
+        "prompt", "generated" or "all".
 
         Raises:
             ValueError: no features, an unknown mode or one that the architecture does not allow, a feature that does
                 not exist, a strength that is no number, or a dead feature in a mode that needs its maximum.
         """
-        if mode not in get_args(Mode):
-            raise ValueError(f"mode {mode!r} is unknown, expected one of {', '.join(get_args(Mode))}: choose one")
+        for name, value, known in (("mode", mode, get_args(Mode)), ("phase", phase, get_args(Phase))):
+            if value not in known:
+                raise ValueError(f"{name} {value!r} is unknown, expected one of {', '.join(known)}: choose one")
         if not strengths:
             raise ValueError("no feature to steer, expected at least one as {feature: strength}: name one")
-        architecture = dictionary.info["sae"].get("architecture")
-        if mode != "add" and len(dictionary.sites) > 1:
+        if (mode in READING or when) and len(dictionary.sites) > 1:
+            what = f"mode {mode!r}" if mode in READING else "a condition"
             raise ValueError(
-                f"mode {mode!r} needs a feature's activation before it is written, but a {architecture} reads "
-                f"{len(dictionary.sites)} sites for it, some of them later: use mode 'add'"
+                f"{what} needs a feature's activation before it is written, but a "
+                f"{dictionary.info['sae'].get('architecture')} reads {len(dictionary.sites)} sites for it, some of "
+                "them later: use mode 'add' or 'erase', without a condition"
             )
         self.dictionary = dictionary
         self.mode = mode
         self.site = dictionary.site
         """The site that is read, and for an autoencoder written."""
         self.strengths = {dictionary.check_feature(f): float(s) for f, s in strengths.items()}
+        self.when = {dictionary.check_feature(f): float(share) for f, share in (when or {}).items()}
+        self.positions, self.keeps_norm = positions, keeps_norm
+        self.phase: Phase = phase
         maxima = dictionary.max_activations
-        for feature, strength in self.strengths.items():
+        for feature, strength in (self.strengths | self.when).items():
             if not math.isfinite(strength):
                 raise ValueError(f"feature {feature} has strength {strength}, expected a finite number: correct it")
-            if mode != "ablate" and strength != 0 and not maxima[feature] > 0:
+        if mode == "erase" and len(set(self.strengths.values())) > 1:
+            raise ValueError(
+                f"mode 'erase' got strengths {list(self.strengths.values())}, expected one for all: overlapping "
+                "directions have no strengths of their own"
+            )
+        measured = {f for f, strength in self.strengths.items() if mode in MEASURED and strength != 0} | set(self.when)
+        for feature in measured:
+            if not maxima[feature] > 0:
                 raise ValueError(
                     f"feature {feature} is dead: its maximum activation is 0, expected a feature that is active in the "
                     "indexed text; choose another one"
@@ -95,51 +132,70 @@ class Steering:
         self._features = torch.tensor(list(self.strengths))
         self._strength = torch.tensor(list(self.strengths.values()))
         self._maximum = torch.tensor([float(maxima[feature]) for feature in self.strengths])
+        self._floors = torch.tensor([share * float(maxima[feature]) for feature, share in self.when.items()])
 
     def edit(self, x: Float[Tensor, "batch seq ..."]) -> Float[Tensor, "batch seq ..."]:
         """The steered activations; usable with `LanguageModel.intervene({steering.site: steering.edit})`.
 
-        Of an autoencoder; other architectures are steered by `interventions`.
+        Of an autoencoder, at all positions; `interventions` serves every architecture and keeps to positions and phase.
         """
         if self.dictionary.target_sites != [self.site]:
             raise ValueError(
                 f"the dictionary reads {', '.join(self.dictionary.sites)} and writes "
                 f"{', '.join(self.dictionary.target_sites)}, expected one site: use steering.interventions"
             )
-        return self._added(x, self.site, x)
+        return self._changed(x, self.site, x)
 
-    def _added(self, x: Tensor, site: str, read: Tensor | None) -> Tensor:
-        """`x` of one written site with its difference; `read` is what the SAE reads, where the mode asks for it."""
-        rows = None if read is None else read.flatten(0, 1).flatten(1)
-        delta = self._delta(len(x.flatten(0, 1)), site, rows, x.device)
-        return x if delta is None else x + delta.reshape(x.shape).to(x.dtype)
+    def _changed(self, x: Tensor, site: str, read: Tensor | None) -> Tensor:
+        """`x` of one written site as it is to be; `read` is what the SAE reads, where the mode asks for it."""
+        rows = x.flatten(0, 1).flatten(1)
+        delta = self._delta(rows, site, None if read is None else read.flatten(0, 1).flatten(1))
+        if delta is None:
+            return x
+        changed = rows + delta.to(x.dtype)
+        if self.keeps_norm:
+            lengths = [each.float().norm(dim=1, keepdim=True) for each in (rows, changed)]
+            kept = changed * (lengths[0] / lengths[1].clamp(min=1e-12)).to(x.dtype)
+            changed = torch.where((delta != 0).any(1, keepdim=True), kept, rows)
+        return changed.reshape(x.shape)
 
     @torch.no_grad()
-    def delta(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_out"] | None:
-        """What is added at the first written site for `n` activations of the read one; None where nothing changes."""
-        return self._delta(len(x), self.written_sites[0], x, x.device)
-
-    @torch.no_grad()
-    def _delta(self, n: int, site: str, read: Tensor | None, device: torch.device) -> Tensor | None:
-        sae = self.dictionary.sae
-        strength, maximum = self._strength.to(device), self._maximum.to(device)
-        if self.mode == "add" and not bool(self._strength.any()):
+    def _delta(self, x: Tensor, site: str, read: Tensor | None) -> Tensor | None:
+        """What is added to rows of a written site; None where nothing is."""
+        sae, device = self.dictionary.sae, x.device
+        if self.mode in ("add", "erase", "ablate") and not bool(self._strength.any()):
             return None
+        strength, maximum = self._strength.to(device), self._maximum.to(device)
+        directions = wiring.write_directions(sae, self._features)[site].to(device)
         codes, scale = None, None
-        if self.mode != "add" or sae.config.normalize_activations in ("constant_norm_rescale", "layer_norm"):
+        rescales = sae.config.normalize_activations in ("constant_norm_rescale", "layer_norm")
+        if self.mode in READING or self.when or (rescales and self.mode == "add"):
             assert read is not None
             codes = sae.encode(read.to(sae.W_dec.device))
-            scale = codes.scale
-        if self.mode == "add":
-            amount = (strength * maximum).expand(n, -1)
+            # an SAE that rescales each row decodes by the row's own scale
+            scale = None if codes.scale is None else codes.scale.to(device)[:, None]
+        if self.mode == "erase":
+            delta = _erased(x.float(), directions.float(), strength)
+        elif self.mode == "add":
+            delta = (strength * maximum).expand(len(x), -1).to(directions.dtype) @ directions
         else:
             assert codes is not None
             present = feature_values(codes, self._features).to(device)
-            amount = strength * maximum - present if self.mode == "clamp" else -strength * present
-        directions = wiring.write_directions(sae, self._features)[site].to(device)
-        delta = amount.to(directions.dtype) @ directions
-        # an SAE that rescales each row decodes by the row's own scale
-        return delta if scale is None else delta * scale.to(device)[:, None]
+            missing = strength * maximum - present
+            amount = {
+                "clamp": missing,
+                "min_clamp": torch.where(strength >= 0, missing.clamp(min=0), missing.clamp(max=0)),
+                "scale": (strength - 1) * present,
+                "ablate": -strength * present,
+            }[self.mode]
+            delta = amount.to(directions.dtype) @ directions
+        if scale is not None and self.mode != "erase":
+            delta = delta * scale
+        if self.when:
+            assert codes is not None
+            given = feature_values(codes, list(self.when)).to(device)
+            delta = torch.where((given >= self._floors.to(device)).all(1, keepdim=True), delta, 0)
+        return delta
 
     @property
     def written_sites(self) -> list[str]:
@@ -150,7 +206,7 @@ class Steering:
     def interventions(self) -> dict[str, Any]:
         """What `LanguageModel.generate(…, interventions=…)` and `intervene` take; good for one generation at a time."""
         if self.dictionary.target_sites == [self.site]:
-            return {self.site: self.edit}
+            return {self.site: self._where(self.edit)}
         read: dict[str, Tensor] = {}
 
         def remember(x: Tensor) -> Tensor:
@@ -158,10 +214,17 @@ class Steering:
             return x
 
         def write(site: str) -> Any:
-            return lambda x: self._added(x, site, read.get("x"))
+            return lambda x: self._changed(x, site, read.get("x"))
 
-        edits: dict[str, Any] = {} if self.mode == "add" else {self.site: remember}
-        return edits | {site: write(site) for site in self.written_sites}
+        edits: dict[str, Any] = {} if len(self.dictionary.sites) > 1 else {self.site: remember}
+        return edits | {site: self._where(write(site)) for site in self.written_sites}
+
+    def _where(self, edit: Any) -> Any:
+        if self.positions is None and self.phase == "all":
+            return edit
+        from activations.capture import Intervention
+
+        return Intervention(edit=edit, positions=self.positions, phase=self.phase)
 
     def generate(self, prompt: str, **options: Any) -> str:
         """The steered continuation of `prompt`; `options` are those of `LanguageModel.generate`."""
@@ -199,10 +262,17 @@ class Steering:
         if len(self.dictionary.sites) == 1:
             read = rows[self.site]
         for site in sites:
-            delta = self._delta(len(rows[site]), site, read, rows[site].device)
+            delta = self._delta(rows[site], site, read)
             norms = rows[site].float().norm(dim=1)
             shares.append(0.0 if delta is None else float((delta.float().norm(dim=1) / norms).mean()))
         return sum(shares) / len(shares)
+
+
+def _erased(x: Float[Tensor, "n d"], directions: Float[Tensor, "f d"], strength: Float[Tensor, " f"]) -> Tensor:
+    """Returns −strength · the projection of rows onto the span of directions; one strength for all of the span."""
+    left, sizes, _ = torch.linalg.svd(directions.T, full_matrices=False)
+    basis = left[:, sizes > 1e-6 * sizes.max()]
+    return -strength[0] * (x @ basis) @ basis.T
 
 
 def feature_values(codes: Any, features: Tensor | Sequence[int]) -> Tensor:

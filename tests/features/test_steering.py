@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from features import Dictionary, Steering
 from features.steering import continuation_perplexity, feature_values
+from features.steering_sweep import concept_score, distinct_pairs, sweep
 from sae import SAE
 
 SITE = "resid_post.1"
@@ -122,5 +124,141 @@ def test_impossible_steering_is_refused_in_one_line(dictionary: Dictionary, live
         ({95: 1.0}, "clamp", "is dead"),
     ):
         with pytest.raises(ValueError, match=message) as refusal:
-            Steering(dictionary, strengths, mode=mode)
+            Steering(dictionary, strengths, mode=mode)  # pyright: ignore[reportArgumentType]
         assert "\n" not in str(refusal.value)
+
+
+def present(sae: SAE, flat: torch.Tensor, feature: int) -> torch.Tensor:
+    return feature_values(sae.encode(flat), [feature])[:, 0].detach()
+
+
+def test_min_clamp_raises_the_weak_and_leaves_the_strong(
+    dictionary: Dictionary, live: list[int], x: torch.Tensor, tiny_sae: SAE
+) -> None:
+    flat = x.reshape(-1, x.shape[-1])
+    before = present(tiny_sae, flat, live[0])
+    share = float(before[before > 0].median() / dictionary.max_activations[live[0]])
+    edited = Steering(dictionary, {live[0]: share}, mode="min_clamp").edit(x).reshape_as(flat)
+    target = share * float(dictionary.max_activations[live[0]])
+    assert (before >= target).any()
+    assert (before < target).any()
+    assert torch.equal(edited[before >= target], flat[before >= target])
+    missing = (target - before).clamp(min=0)[:, None] * tiny_sae.W_dec[live[0]].detach()
+    torch.testing.assert_close(edited - flat, missing, atol=1e-5, rtol=1e-4)
+
+
+def test_scale_multiplies_what_is_there(
+    dictionary: Dictionary, live: list[int], x: torch.Tensor, tiny_sae: SAE
+) -> None:
+    assert torch.equal(Steering(dictionary, {live[0]: 1.0}, mode="scale").edit(x), x)
+    doubled = Steering(dictionary, {live[0]: 3.0}, mode="scale").edit(x)
+    removed = Steering(dictionary, {live[0]: 0.0}, mode="scale").edit(x)
+    torch.testing.assert_close(removed, Steering(dictionary, {live[0]: 1.0}, mode="ablate").edit(x))
+    torch.testing.assert_close(doubled - x, 2 * (x - removed), atol=1e-5, rtol=1e-4)
+
+
+def test_erasing_leaves_nothing_along_any_of_the_directions(
+    dictionary: Dictionary, live: list[int], x: torch.Tensor, tiny_sae: SAE
+) -> None:
+    edited = Steering(dictionary, dict.fromkeys(live, 1.0), mode="erase").edit(x)
+    directions = tiny_sae.W_dec[live].detach()
+    assert (x @ directions.T).abs().max() > 0.02
+    assert (edited @ directions.T).abs().max() < 1e-6
+    torch.testing.assert_close(Steering(dictionary, dict.fromkeys(live, 1.0), mode="erase").edit(edited), edited)
+    half = Steering(dictionary, dict.fromkeys(live, 0.5), mode="erase").edit(x)
+    torch.testing.assert_close(half, (x + edited) / 2)
+    with pytest.raises(ValueError, match="expected one for all features"):
+        Steering(dictionary, {live[0]: 1.0, live[1]: 0.5}, mode="erase")
+
+
+def test_a_condition_limits_steering_to_tokens_where_another_feature_is_active(
+    dictionary: Dictionary, live: list[int], x: torch.Tensor, tiny_sae: SAE
+) -> None:
+    flat = x.reshape(-1, x.shape[-1])
+    share = 0.05
+    holds = present(tiny_sae, flat, live[1]) >= share * float(dictionary.max_activations[live[1]])
+    assert holds.any()
+    assert not holds.all()
+    everywhere = Steering(dictionary, {live[0]: 2.0}).edit(x).reshape_as(flat)
+    limited = Steering(dictionary, {live[0]: 2.0}, when={live[1]: share}).edit(x).reshape_as(flat)
+    assert torch.equal(limited[~holds], flat[~holds])
+    assert torch.equal(limited[holds], everywhere[holds])
+
+
+def test_rows_keep_their_length_when_asked(dictionary: Dictionary, live: list[int], x: torch.Tensor) -> None:
+    edited = Steering(dictionary, {live[0]: 5.0}, keeps_norm=True).edit(x)
+    torch.testing.assert_close(edited.norm(dim=-1), x.norm(dim=-1))
+    assert (edited - x).norm(dim=-1).min() > 0.1 * x.norm(dim=-1).min()
+    silent = Steering(dictionary, {live[0]: 1.0}, mode="scale", keeps_norm=True).edit(x)
+    assert torch.equal(silent, x)
+
+
+def test_positions_and_phase_say_which_tokens_are_steered(dictionary: Dictionary, live: list[int]) -> None:
+    lm, batch = dictionary.lm, dictionary.lm.tokenize(PROMPT)
+    plain = lm.capture(batch.tokens, batch.mask, [SITE])[SITE]
+    for limits, changed in (
+        ({"positions": [0, -1]}, [0, plain.shape[1] - 1]),
+        ({"phase": "prompt"}, list(range(plain.shape[1]))),
+        ({"phase": "generated"}, []),
+    ):
+        with lm.intervene(Steering(dictionary, {live[0]: 3.0}, **limits).interventions):  # pyright: ignore[reportArgumentType]
+            seen = lm.capture(batch.tokens, batch.mask, [SITE])[SITE]
+        assert (seen != plain).any(-1)[0].nonzero().flatten().tolist() == changed
+    later = Steering(dictionary, {live[0]: 40.0}, phase="generated")
+    text = later.generate(PROMPT, max_new_tokens=8)
+    assert text == later.generate(PROMPT, max_new_tokens=8, use_cache=True)
+    assert text[0] == lm.generate(PROMPT, max_new_tokens=8)[0], "the first token is chosen before anything is generated"
+
+
+def test_a_sweep_tells_what_each_strength_bought_and_cost(dictionary: Dictionary, live: list[int]) -> None:
+    told = []
+    found = sweep(
+        dictionary,
+        {live[0]: 1.0},
+        [0, 40],
+        [PROMPT, "return"],
+        asked="a list. ",
+        on_point=told.append,
+        max_new_tokens=10,
+    )
+    alone, steered, asked = found.points
+    assert told == found.points
+    assert [point.run for point in found.points] == ["left alone", "steered", "asked in words"]
+    assert alone.texts == [dictionary.lm.generate(prompt, max_new_tokens=10) for prompt in (PROMPT, "return")]
+    assert steered.texts[0] == Steering(dictionary, {live[0]: 40.0}).generate(PROMPT, max_new_tokens=10)
+    assert asked.texts[1] == dictionary.lm.generate("a list. return", max_new_tokens=10)
+    perplexities = [
+        continuation_perplexity(dictionary.lm, prompt, text)
+        for prompt, text in zip((PROMPT, "return"), steered.texts, strict=True)
+    ]
+    assert steered.perplexity == pytest.approx(sum(p for p in perplexities if p is not None) / 2)
+    assert len(found.rows()) == 3
+    assert found.rows()[1]["text"] == steered.texts[0]
+    assert json.loads(found.to_json())["points"][1]["factor"] == 40
+
+
+def test_the_concept_score_is_the_activation_on_the_continuation_alone(
+    dictionary: Dictionary, live: list[int], tiny_sae: SAE
+) -> None:
+    text = "abcd"
+    batch = dictionary.lm.tokenize(PROMPT + text)
+    rows = dictionary.lm.capture(batch.tokens, batch.mask, [SITE])[SITE][0]
+    expected = present(tiny_sae, rows, live[0])[-len(text) :].mean() / dictionary.max_activations[live[0]]
+    assert concept_score(dictionary, [live[0]], PROMPT, text) == pytest.approx(float(expected), rel=1e-4)
+    assert concept_score(dictionary, [live[0]], PROMPT, "") == 0
+
+
+def test_repetition_is_seen_in_pairs_of_tokens(tiny_lm: Any) -> None:
+    assert distinct_pairs(tiny_lm, "abcdef") == 1
+    assert distinct_pairs(tiny_lm, "ababab") == pytest.approx(2 / 5)
+    assert distinct_pairs(tiny_lm, "a") is None
+
+
+def test_impossible_sweeps_are_refused(dictionary: Dictionary, live: list[int]) -> None:
+    for factors, prompts, message in (
+        ([], ["a"], "0 factors"),
+        ([1.0], [], "0 prompts"),
+        ([math.inf], ["a"], "finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sweep(dictionary, {live[0]: 1.0}, factors, prompts)

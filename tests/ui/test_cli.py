@@ -94,7 +94,7 @@ def test_a_wrong_command_line_points_to_the_help(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize("text", ["7", "x=1", "7=much"])
 def test_a_feature_without_a_strength_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     line = fails(capsys, "steer", "x", "--prompt", "a", "--feature", text)
-    assert "expected ID=STRENGTH" in line
+    assert "expected ID=NUMBER" in line
 
 
 def test_an_sae_is_converted_to_a_new_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

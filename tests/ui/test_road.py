@@ -80,6 +80,20 @@ def test_every_verb_takes_what_the_demo_left(road: tuple[Path, list[str]], capsy
     assert cli.run([*line, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["steered"] != answer["unsteered"]
+    assert cli.run([*line, "--sweep", "0,1", "--asked", "please: ", "--phase", "generated", "--json"]) == 0
+    points = json.loads(capsys.readouterr().out)["points"]
+    assert [(point["run"], point["factor"]) for point in points] == [
+        ("left alone", 0.0),
+        ("steered", 1.0),
+        ("asked in words", 0.0),
+    ]
+    assert points[0]["texts"] == [answer["unsteered"]]
+    assert cli.run([*line, "--sweep", "0,1"]) == 0
+    assert "perplexity" in capsys.readouterr().out
+    assert cli.run([*line, "--sweep", "0,a"]) == 1
+    assert "numbers with commas" in capsys.readouterr().err
+    assert cli.run([*line, "--asked", "please"]) == 1
+    assert "beside --sweep" in capsys.readouterr().err
     assert cli.run([*line, "--mode", "hover"]) == 2
     assert "'ablate'" in capsys.readouterr().err
     assert cli.run(["train", "demo", f"out={out}", *overrides]) == 1

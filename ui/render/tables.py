@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 FORMATS = ("table", "csv", "json", "parquet", "arrow")
 BINARY = ("parquet", "arrow")
 ROWS_SHOWN = 200
+SWEEP_TEXT = 160
+"""Characters of a text that a sweep shows."""
 _CONTROLS = UNSEEN | {9: "⇥", 10: "⏎", 13: "␍"}
 
 
@@ -154,6 +156,24 @@ def steering_table(prompt: str, comparison: Any) -> Table:
     if comparison.steered_perplexity is not None and comparison.unsteered_perplexity is not None:
         pair = (comparison.unsteered_perplexity, comparison.steered_perplexity)
         table.caption = f"perplexity under the model left alone: {pair[0]:.3g}, steered {pair[1]:.3g}"
+    return table
+
+
+def sweep_table(sweep: Any) -> Table:
+    """Returns a row for every strength of a sweep: what it bought, what it cost, and how the text begins."""
+    table = Table(header_style="dim", expand=True)
+    for name in ("run", "factor", "concept", "perplexity", "distinct"):
+        table.add_column(name, justify="left" if name == "run" else "right", no_wrap=True)
+    table.add_column("text", ratio=1, overflow="fold")
+    for row in sweep.rows():
+        numbers = ["" if row[name] is None else f"{row[name]:.3g}" for name in ("concept", "perplexity", "distinct")]
+        factor = f"{row['factor']:g}" if row["run"] == "steered" else ""
+        text = row["text"].translate(_CONTROLS)
+        table.add_row(row["run"], factor, *numbers, Text(text if len(text) <= SWEEP_TEXT else text[:SWEEP_TEXT] + "…"))
+    table.caption = (
+        "concept: the features' activation on the text, as the model left alone reads it, in maxima; "
+        "perplexity: of the text under that model; distinct: share of different token pairs"
+    )
     return table
 
 
