@@ -115,6 +115,29 @@ def cpu_many() -> str:
     return where(rows) + "\n" + table(["case", "one pass", "harvest", "bare steps", "ratio"], body)
 
 
+def cpu_bits() -> str:
+    rows = rows_of("eight_bits_cpu", "case")
+    body = [
+        [
+            f"{dtype}, {row['tokens']:,} tokens at {row['site']}",
+            f"{kind['bytes'] / row['tokens']:,.0f}",
+            f"{kind['relative_error_median']:.2%} ({kind['relative_error_largest']:.2%})",
+            f"{kind['variance_lost']:.2g}",
+            f"{kind['explained_variance']:.4f}",
+        ]
+        for row in rows
+        for dtype, kind in row["types"].items()
+    ]
+    header = [
+        "store",
+        "bytes a row",
+        "error of a row, median (largest)",
+        "variance lost",
+        "EV of the SAE trained on it",
+    ]
+    return where(rows) + "\n" + table(header, body)
+
+
 def gpu_steps() -> str:
     rows = rows_of("step_gpu", "step")
     body = [
@@ -191,6 +214,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu harvest": cpu_harvest,
     "cpu index": cpu_index,
     "cpu many": cpu_many,
+    "cpu bits": cpu_bits,
     "gpu steps": gpu_steps,
     "gpu memory": gpu_memory,
     "gpu variants": gpu_variants,

@@ -167,7 +167,7 @@ def test_erasing_leaves_nothing_along_any_of_the_directions(
     torch.testing.assert_close(Steering(dictionary, dict.fromkeys(live, 1.0), mode="erase").edit(edited), edited)
     half = Steering(dictionary, dict.fromkeys(live, 0.5), mode="erase").edit(x)
     torch.testing.assert_close(half, (x + edited) / 2)
-    with pytest.raises(ValueError, match="expected one for all features"):
+    with pytest.raises(ValueError, match="expected one for all:"):
         Steering(dictionary, {live[0]: 1.0, live[1]: 0.5}, mode="erase")
 
 
