@@ -18,6 +18,7 @@ import pyarrow as pa
 from features import active, labels, search
 from features.embedders import Embedder
 from features.labels import Explanation
+from features.lists import Lists
 from features.questions import TIMEOUT_S
 from features.records import (
     ActiveFeatures,
@@ -92,6 +93,7 @@ class Dictionary:
     @property
     def sae(self) -> SAE:
         """The SAE, loaded at first use."""
+        self.check_built()
         with self._lock:
             if self._sae is None:
                 from sae import SAE
@@ -106,6 +108,7 @@ class Dictionary:
         Raises:
             ValueError: its weights are not those that the dictionary was built with.
         """
+        self.check_built()
         with self._lock:
             lm = self._lm
             if lm is None:
@@ -132,6 +135,14 @@ class Dictionary:
     def max_activations(self) -> np.ndarray:
         """float32 [n_features]: each feature's largest activation, 0 for dead ones."""
         return self.store.query("select max_activation from features order by feature")[0].to_numpy()
+
+    def check_built(self) -> None:
+        """ValueError where the dictionary was made of another project's files, without SAE, model and whole text."""
+        if found := self.info.get("imported"):
+            raise ValueError(
+                f"dictionary {self.name} was imported from {found['from']} files and holds neither SAE nor model nor "
+                "the whole text, expected them for this: build a dictionary with `glassbox index`"
+            )
 
     def check_feature(self, feature: int) -> int:
         """Returns the id as an int; refuses ids that the dictionary does not have."""
@@ -277,9 +288,20 @@ class Dictionary:
         """Writes a label for a feature; the newest one is shown."""
         return labels.add_label(self.store, self.check_feature(feature), text, author)
 
-    def add_to_list(self, name: str, features: Iterable[int], author: str | None = None) -> None:
-        """Adds features to a named list."""
-        labels.add_to_list(self.store, name, [self.check_feature(feature) for feature in features], author)
+    def remove_labels(self, feature: int, author: str | None = None) -> list[Explanation]:
+        """Removes an author's labels of a feature and returns them; the others stay."""
+        return labels.remove_labels(self.store, self.check_feature(feature), author)
+
+    def add_to_list(
+        self, name: str, features: Iterable[int], author: str | None = None, note: str | None = None
+    ) -> list[int]:
+        """Adds features to a named list, which the first of them creates; returns those that were not on it."""
+        return self.lists.add(name, [self.check_feature(feature) for feature in features], note, author)
+
+    @property
+    def lists(self) -> Lists:
+        """People's named lists of features: `create`, `add`, `get`, `all`, `remove`, `rename`, `delete`."""
+        return Lists(self.store)
 
     def _events(self, feature: int) -> _FeatureEvents:
         rows = self.store.query(

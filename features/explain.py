@@ -107,6 +107,7 @@ class ExplainReport:
 
 def explain(dictionary: Dictionary, config: ExplainConfig | None = None) -> ExplainReport:
     """Explains every live feature of the dictionary and writes texts and scores into its labels database."""
+    dictionary.check_built()
     config = config or ExplainConfig()
     started = time.perf_counter()
     store = dictionary.store

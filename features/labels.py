@@ -1,14 +1,15 @@
-"""What people and methods say about features: explanations, scores, labels and lists.
+"""What people and methods say about features: explanations, scores and labels (lists are in `features.lists`).
 
 Enters: records. Leaves: records; both by way of `features.store`, which opens the labels database for the length of
-one query only, so that several programs can read and write it in turn.
+one query only, so that several programs can read and write it in turn. A label is added and never changed: the newest
+is shown, the others are its history, and only `remove_labels`, which says what it removed, takes one away.
 """
 
 from __future__ import annotations
 
 import getpass
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -45,28 +46,46 @@ def person() -> str:
         return "unknown"
 
 
+def storable(text: str) -> str:
+    """The text with half characters (lone surrogates), which UTF-8 cannot hold, written as their codes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def add_label(store: Store, feature: int, text: str, author: str | None) -> Explanation:
     """Writes a person's label; the newest label of a feature counts.
 
     Raises:
         ValueError: an empty label.
+        OSError: another program has held the labels database for too long.
     """
-    text = text.strip()
+    text = storable(text).strip()
     if not text:
         raise ValueError(f"the label of feature {feature} is empty, expected a text: write one")
-    label = Explanation(text, "label", None, author or person(), now())
+    label = Explanation(text, "label", None, storable(author or person()), now())
     row = {"feature": feature, "text": label.text, "author": label.author, "created": label.time}
-    store.write_labels("labels", _table("labels", [row]))
+    store.write_labels("labels", table("labels", [row]))
     return label
 
 
-def add_to_list(store: Store, name: str, features: Sequence[int], author: str | None) -> None:
-    """Adds features to a person's list, which the first of them creates."""
-    if not name.strip():
-        raise ValueError("the list has no name, expected a text: write one")
-    created, writer = now(), author or person()
-    rows = [{"list": name.strip(), "feature": int(f), "author": writer, "created": created} for f in features]
-    store.write_labels("lists", _table("lists", rows))
+def labels_of(store: Store, feature: int) -> list[Explanation]:
+    """All labels that a feature was ever given and that nobody removed, newest first."""
+    return [explanation for explanation in explanations_of(store, feature) if explanation.method == "label"]
+
+
+def remove_labels(store: Store, feature: int, author: str | None) -> list[Explanation]:
+    """Removes an author's labels of a feature (by default those of the user who runs the program); returns them.
+
+    Raises:
+        ValueError: there is none.
+    """
+    author = author or person()
+    with store.edit_labels() as connection:
+        removed = connection.execute(
+            "delete from labels where feature = ? and author = ? returning text, author, created", [feature, author]
+        ).fetchall()
+    if not removed:
+        raise ValueError(f"feature {feature} has no label by {author!r}, expected one to remove: name its author")
+    return [Explanation(text, "label", None, writer, created) for text, writer, created in removed]
 
 
 def write_explanations(store: Store, rows: pa.Table, method: str) -> None:
@@ -85,7 +104,7 @@ def explanations_of(store: Store, feature: int) -> list[Explanation]:
     rows = store.query(
         """
         select text, 'label' as method, null::double as score, author, created as "time", null::varchar as rule
-        from (select * from labels where feature = $feature order by rowid desc)
+        from (select * from labels where feature = $feature order by created desc, rowid desc)
         union all
         select text, method, score, author, created, rule
         from (select * from explanations where feature = $feature order by score desc nulls last, rowid)
@@ -95,14 +114,10 @@ def explanations_of(store: Store, feature: int) -> list[Explanation]:
     return [Explanation(**row) for row in rows]
 
 
-def record(explanation: Explanation) -> dict[str, object]:
-    """The explanation as a plain record."""
-    return asdict(explanation)
+def table(name: str, rows: Sequence[Mapping[str, object]]) -> pa.Table:
+    """Records as rows of a label table; keys that they lack are null."""
+    return pa.Table.from_pylist([dict(row) for row in rows], schema=schema.TABLES[name].arrow_schema())
 
 
 def _quoted(text: str) -> str:
     return text.replace("'", "''")
-
-
-def _table(name: str, rows: list[dict[str, object]]) -> pa.Table:
-    return pa.Table.from_pylist(rows, schema=schema.TABLES[name].arrow_schema())

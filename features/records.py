@@ -162,8 +162,23 @@ def histogram_of(bins: list[dict[str, Any]]) -> Histogram:
 
     if not bins:
         return Histogram([], [])
-    indices = histogram_bins(np.array([row["low"] for row in bins], dtype=np.float32))
+    lows = np.array([row["low"] for row in bins], dtype=np.float32)
+    indices = histogram_bins(lows)
+    if not np.array_equal(histogram_edge(indices), lows):
+        return _joined(bins)
     counts = np.zeros(int(indices[-1] - indices[0]) + 1, dtype=np.int64)
     counts[indices - indices[0]] = [row["count"] for row in bins]
     edges = histogram_edge(np.arange(indices[0], indices[-1] + 2))
     return Histogram(edges.astype(float).tolist(), counts.tolist())
+
+
+def _joined(bins: list[dict[str, Any]]) -> Histogram:
+    """Bins of other edges than the index makes: between two that do not touch stands an empty one."""
+    edges, counts = [bins[0]["low"]], []
+    for row in bins:
+        if row["low"] - edges[-1] > 0.01 * (row["high"] - row["low"]):
+            edges.append(row["low"])
+            counts.append(0)
+        edges.append(row["high"])
+        counts.append(row["count"])
+    return Histogram([float(edge) for edge in edges], [int(count) for count in counts])

@@ -202,11 +202,20 @@ PEOPLE = (
     ),
     _table(
         "lists",
-        "people's lists of features",
+        "features on people's lists; what was taken off is not here",
         list=(pa.string(), "name of the list"),
         feature=FEATURE,
         author=AUTHOR,
         created=TIME,
+        note=(pa.string(), "why the feature is on the list; may be null"),
+    ),
+    _table(
+        "list_names",
+        "people's lists, empty ones too",
+        list=(pa.string(), "name of the list"),
+        author=AUTHOR,
+        created=TIME,
+        note=(pa.string(), "what the list is for; may be null"),
     ),
 )
 
@@ -264,6 +273,13 @@ def create_people_tables(connection: DuckDBPyConnection) -> None:
             connection.execute(f'alter table "{table.name}" add column if not exists "{column.name}" {column.sql_type}')
 
 
+def insert_people(connection: DuckDBPyConnection, table: str, rows: pa.Table) -> None:
+    """Adds rows to a label table."""
+    connection.register("incoming", rows.cast(TABLES[table].arrow_schema()))
+    connection.execute(f'insert into "{table}" by name select * from incoming')
+    connection.unregister("incoming")
+
+
 def select_people(table: Table, present: set[str]) -> str:
     """The query that reads a label table; columns that came after it was made are null."""
     columns = ", ".join(
@@ -281,9 +297,7 @@ def write_view_database(path: Path, build: Path, people: Mapping[str, pa.Table])
         connection.execute("begin")
         create_people_tables(connection)
         for name, table in people.items():
-            connection.register("incoming", table)
-            connection.execute(f'insert into "{name}" select * from incoming')
-            connection.unregister("incoming")
+            insert_people(connection, name, table)
         for table in STORED:
             source = str(build / f"{table.name}.parquet").replace("'", "''")
             connection.execute(f"create view \"{table.name}\" as select * from read_parquet('{source}')")

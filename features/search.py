@@ -33,12 +33,13 @@ NAMED_TOKENS = 4
 SHOWN_EXPLANATIONS = """
     select feature, text, score from (
         select feature, text, score, row_number() over (
-            partition by feature order by is_label desc, position desc, score desc nulls last
+            partition by feature order by is_label desc, written desc, position desc, score desc nulls last
         ) as place
         from (
-            select feature, text, null::double as score, true as is_label, rowid as position from labels
+            select feature, text, null::double as score, true as is_label, created as written, rowid as position
+            from labels
             union all
-            select feature, text, score, false as is_label, 0 as position from explanations
+            select feature, text, score, false as is_label, '' as written, 0 as position from explanations
         )
     ) where place = 1
 """

@@ -85,6 +85,39 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+@contextmanager
+def _turn(path: Path, shared: bool, deadline: float) -> Iterator[None]:
+    """Holds a lock file, with other readers where `shared`; where it cannot be made nobody of us writes either.
+
+    DuckDB locks its file too, but lets go of it before its log is removed: of two programs that write in quick
+    succession one lost a commit in some hundreds (measured, DuckDB 2.0).
+    """
+    import fcntl
+
+    try:
+        handle = os.open(path, os.O_RDONLY if shared and path.exists() else os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:
+        if not shared:
+            raise
+        yield
+        return
+    try:
+        while True:
+            try:
+                fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise OSError(
+                        f"{path.with_suffix('')} could not be opened (another program has held its lock for "
+                        f"{LOCK_WAIT_S:g} s), expected a free labels database: end the program that holds it"
+                    ) from None
+                time.sleep(0.005)
+        yield
+    finally:
+        os.close(handle)
+
+
 class Store:
     """One opened dictionary folder; safe to use from several threads."""
 
@@ -145,16 +178,19 @@ class Store:
 
     def write_labels(self, table: str, rows: pa.Table, replace_where: str | None = None) -> None:
         """Adds rows to a label table in one transaction; `replace_where` (our own SQL) removes old ones first."""
-        rows = rows.cast(schema.TABLES[table].arrow_schema())
+        with self.edit_labels() as connection:
+            if replace_where is not None:
+                connection.execute(f'delete from "{table}" where {replace_where}')
+            schema.insert_people(connection, table, rows)
+
+    @contextmanager
+    def edit_labels(self) -> Iterator[DuckDBPyConnection]:
+        """The labels database in one transaction: when the block ends all that it did is kept, if it raises nothing."""
         with self._labels_database(read_only=False) as connection:
             schema.create_people_tables(connection)
             connection.execute("begin")
-            if replace_where is not None:
-                connection.execute(f'delete from "{table}" where {replace_where}')
-            connection.register("incoming", rows)
-            connection.execute(f'insert into "{table}" select * from incoming')
+            yield connection  # closing a connection without a commit takes everything back
             connection.execute("commit")
-            connection.unregister("incoming")
 
     def close(self) -> None:
         """Closes the view database."""
@@ -172,7 +208,7 @@ class Store:
         with _labels_locks_guard:
             lock = _labels_locks.setdefault(os.path.realpath(path), threading.RLock())
         deadline = time.monotonic() + LOCK_WAIT_S
-        with lock:
+        with lock, _turn(path.with_name(f"{LABELS}.lock"), read_only, deadline):
             while True:
                 try:
                     connection = duckdb.connect(str(path), read_only=read_only)
@@ -192,11 +228,15 @@ class Store:
                 connection.close()
 
     def _labels_stamp(self) -> tuple[int, ...]:
-        try:
-            facts = (self.folder / LABELS).stat()
-        except FileNotFoundError:
-            return ()
-        return facts.st_ino, facts.st_mtime_ns, facts.st_size
+        stamp: tuple[int, ...] = ()
+        # a writer that was killed leaves what it committed in the log beside the database
+        for name in (LABELS, f"{LABELS}.wal"):
+            try:
+                facts = (self.folder / name).stat()
+            except FileNotFoundError:
+                continue
+            stamp += facts.st_ino, facts.st_mtime_ns, facts.st_size
+        return stamp
 
     def _connection(self) -> DuckDBPyConnection:
         asked = time.monotonic()

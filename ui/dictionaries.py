@@ -1,4 +1,4 @@
-"""`glassbox dict`: looking after the folders of dictionaries."""
+"""`glassbox dict`: looking after the folders of dictionaries, and sharing them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from ui import sharing
+
 app = typer.Typer(
     name="dict",
-    help="Look after dictionary folders.\n\n[dim]glassbox dict verify runs/demo/dictionary/matryoshka[/dim]",
+    help="Look after dictionaries and share them.\n\n[dim]glassbox dict verify runs/demo/dictionary/matryoshka[/dim]",
     no_args_is_help=True,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -18,9 +20,11 @@ app = typer.Typer(
 DictArgument = Annotated[Path, typer.Argument(metavar="DICT", help="Folder of a dictionary.")]
 
 
-@app.callback()
-def _group() -> None:
-    pass  # without it typer makes a group of one verb that verb itself
+app.command("label")(sharing.label)
+app.add_typer(sharing.lists)
+app.command("export")(sharing.export)
+app.command("import")(sharing.import_)
+app.command("merge")(sharing.merge)
 
 
 @app.command()

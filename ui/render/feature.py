@@ -46,9 +46,17 @@ def frequency(density: float) -> str:
 
 
 def feature_page(
-    feature: Feature, n_features: int, n_tokens: int, link: Link, explanations: Mapping[int, str] | None = None
+    feature: Feature,
+    n_features: int,
+    n_tokens: int,
+    link: Link,
+    explanations: Mapping[int, str] | None = None,
+    heading: str | None = None,
 ) -> str:
-    """Returns the whole page of one feature; `explanations` are its neighbours' where they have any."""
+    """Returns the whole page of one feature; `explanations` are its neighbours' where they have any.
+
+    `heading` (HTML already) stands in place of the one that leads through the browser.
+    """
     left = [
         _explanations(feature),
         _facts(feature),
@@ -59,7 +67,8 @@ def feature_page(
     ]
     right = _dead_notice(feature, n_tokens) if feature.is_dead else _examples(feature)
     return (
-        f'<div class="gb"><article class="stack feature-page">{_heading(feature, n_features, link)}'
+        f'<div class="gb"><article class="stack feature-page">'
+        f"{_heading(feature, n_features, link) if heading is None else heading}"
         f'<div class="columns"><div class="stack">{"".join(left)}</div>'
         f'<div class="stack">{right}</div></div></article></div>'
     )
@@ -158,7 +167,8 @@ def _explanations(feature: Feature) -> str:
     shown = []
     for explanation in feature.explanations:
         score = "" if explanation.score is None else f" · score {explanation.score:.2f}"
-        author = f" by {explanation.author}" if explanation.method == "label" else ""
+        day = f", {explanation.time[:10]}" if explanation.time else ""
+        author = f" by {explanation.author}{day}" if explanation.method == "label" else ""
         source = escape(f"{explanation.method}{author}{score}")
         shown.append(
             f'<div><p class="says">{explained(explanation.text)}</p><span class="muted small">{source}</span></div>'

@@ -8,6 +8,8 @@ runs no script and fetches nothing, and needs no file beside itself.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -155,13 +157,21 @@ def asset(name: str) -> str:
     return (resources.files("ui") / "assets" / name).read_text(encoding="utf-8")
 
 
-def page(title: str, body: str) -> str:
-    """Returns a complete HTML document around `body` (HTML already): nothing outside is needed, no script can run."""
+def page(title: str, body: str, script: str = "") -> str:
+    """Returns a complete HTML document around `body` (HTML already): nothing outside is needed, no script can run.
+
+    `script`, one of ours, is the exception: the policy names its hash, so that it runs and nothing else does.
+    """
+    policy, run = POLICY, ""
+    if script:
+        run = f"<script>{script}</script>"
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy += f"; script-src 'sha256-{digest}'"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="referrer" content="no-referrer"><meta name="color-scheme" content="light dark">'
         f"<title>{escape(title)}</title><style>{stylesheet()}</style></head>"
-        f'<body class="gb"><main class="page">{body}</main></body></html>\n'
+        f'<body class="gb"><main class="page">{body}</main>{run}</body></html>\n'
     )
