@@ -30,13 +30,7 @@ def choice_probabilities(
     Raises:
         ValueError: a model that is no decoder, a choice without such a token, or a prompt that does not fit.
     """
-    if lm.kind != "decoder":
-        raise ValueError(f"{lm.name} is no decoder, expected a model that continues text: use a decoder")
-    texts = [text.strip() for text in lm.token_strings(range(lm.vocab_size))]
-    spelled = [[token for token, text in enumerate(texts) if text == choice] for choice in choices]
-    for choice, tokens in zip(choices, spelled, strict=True):
-        if not tokens:
-            raise ValueError(f"{lm.name} has no token for the answer {choice!r}, expected one: use another model")
+    spelled = _spelled(lm, choices)
     ids = lm.encode(prompts)
     for row in ids:
         lm.check_length(len(row))
@@ -54,6 +48,53 @@ def choice_probabilities(
             logits = output.logits[0, -1].float()
             found[number] = torch.stack([logits[tokens].logsumexp(0) for tokens in spelled]).softmax(0).cpu()
     return found
+
+
+@torch.no_grad()
+def choice_probabilities_after(
+    lm: LanguageModel, prompt: str, pieces: Sequence[str], between: str, choices: Sequence[str]
+) -> Float[Tensor, "pieces choices"]:
+    """Probability of each choice after each piece of a text, among the choices alone, from one pass.
+
+    The model reads the prompt and then every piece followed by `between`, which stands where answers would.
+
+    Raises:
+        ValueError: as `choice_probabilities`.
+    """
+    spelled = _spelled(lm, choices)
+    ids = lm.encode([prompt])[0]
+    places = []
+    filler = lm.tokenizer(between, add_special_tokens=False)["input_ids"]
+    for piece in pieces:
+        ids = ids + lm.tokenizer(piece, add_special_tokens=False)["input_ids"]
+        places.append(len(ids) - 1)
+        ids = ids + filler
+    lm.check_length(places[-1] + 1)
+    with lm.lock:
+        logits = lm.model(input_ids=torch.tensor([ids[: places[-1] + 1]], device=lm.device), use_cache=False).logits[0]
+    logits = logits[places].float()
+    return torch.stack([logits[:, tokens].logsumexp(1) for tokens in spelled], dim=1).softmax(1).cpu()
+
+
+def known_choices(lm: LanguageModel, choices: Sequence[str]) -> list[str]:
+    """Those of the choices that are a token of the model's own."""
+    texts = {text.strip() for text in lm.token_strings(range(lm.vocab_size))}
+    return [choice for choice in choices if choice in texts]
+
+
+def _spelled(lm: LanguageModel, choices: Sequence[str]) -> list[list[int]]:
+    """The tokens whose text is each choice, with or without blanks around it."""
+    if lm.kind != "decoder":
+        raise ValueError(f"{lm.name} is no decoder, expected a model that continues text: use a decoder")
+    wanted = set(choices)
+    found: dict[str, list[int]] = {choice: [] for choice in choices}
+    for token, text in enumerate(lm.token_strings(range(lm.vocab_size))):
+        if text.strip() in wanted:
+            found[text.strip()].append(token)
+    for choice, tokens in found.items():
+        if not tokens:
+            raise ValueError(f"{lm.name} has no token for the answer {choice!r}, expected one: use another model")
+    return [found[choice] for choice in choices]
 
 
 def _shared_length(ids: list[list[int]]) -> int:

@@ -88,9 +88,16 @@ def remove_labels(store: Store, feature: int, author: str | None) -> list[Explan
     return [Explanation(text, "label", None, writer, created) for text, writer, created in removed]
 
 
-def write_explanations(store: Store, rows: pa.Table, method: str) -> None:
-    """Replaces all explanations of `method` by `rows` (columns as in the table explanations)."""
-    store.write_labels("explanations", rows, replace_where=f"method = '{_quoted(method)}'")
+def write_explanations(store: Store, rows: pa.Table, method: str, feature: int | None = None) -> None:
+    """Replaces all explanations of `method`, or only that of one feature, by `rows` (as in the table explanations)."""
+    which = "" if feature is None else f" and feature = {feature:d}"
+    store.write_labels("explanations", rows, replace_where=f"method = '{_quoted(method)}'{which}")
+
+
+def keep_explanations(store: Store, method: str, features: Sequence[int]) -> None:
+    """Removes the explanations of `method` for all other features than these."""
+    others = f" and feature not in ({', '.join(f'{feature:d}' for feature in features)})" if features else ""
+    store.write_labels("explanations", _table("explanations", []), f"method = '{_quoted(method)}'{others}")
 
 
 def write_scores(store: Store, rows: pa.Table, method: str, scorers: Sequence[str]) -> None:

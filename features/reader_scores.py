@@ -6,6 +6,8 @@ table scores beside those of the rules (`features.score_run`), on the same windo
 * An explanation is written from active windows of the training documents, strongest quantile first, with the active
   tokens in `<<…>>`.
 * Detection and fuzzing: one window a question; p = P("1") / (P("0") + P("1")), yes from one half on.
+* Simulation: the activation that the reader expects at every token, Σ v·p(v) with v from 0 to 10, against the real one
+  over all tokens of the simulated windows joined (`features.scoring.simulation`).
 * Intruder, which needs no explanation: `CHOICES` windows, all but one from one part of the order of strength and one
   silent; the figure is the share of intruders found, against 1/`CHOICES` by chance.
 * Surprisal (local reader only): how much easier a window's tokens become when the explanation stands before them
@@ -40,9 +42,10 @@ from features.score_run import (
     judged_by,
     stored_rules,
 )
-from features.scoring import Measure, accuracy, auc, document_weights, measure
+from features.scoring import Measure, accuracy, auc, document_weights, measure, simulation
 from features.scoring_samples import (
     ACTIVE,
+    LEVELS,
     SILENT,
     FeatureWindows,
     ScoreConfig,
@@ -52,7 +55,7 @@ from features.scoring_samples import (
 )
 
 Reader = LocalReader | EndpointReader
-READER_SCORERS = ("detection", "fuzzing", "intruder", "surprisal")
+READER_SCORERS = ("detection", "fuzzing", "intruder", "simulation", "surprisal")
 CHOICES = 5
 SHOWN = 20
 """Training windows that an explanation is written from."""
@@ -168,21 +171,21 @@ class ModelReader:
 def explain_by(dictionary: Dictionary, reader: Reader, config: ScoreConfig | None = None) -> tuple[str, int, int]:
     """Writes an explanation of each chosen feature; returns (method, explained, failures).
 
-    Explanations by the same reader are replaced, people's labels and other methods' texts are not touched.
+    Each is written as it comes, in the place of the same reader's earlier one; what a stopped run has asked is in the
+    reader's folder and is not asked again. People's labels and other methods' texts are not touched.
     """
     config = config or ScoreConfig()
     rules = stored_rules(dictionary)
     text = ScoringText(dictionary, config, next(iter(rules.values())).seed)
-    rows: list[dict[str, Any]] = []
-    failures = 0
+    explained = failures = 0
     method = f"reader {reader.name}"
     chosen = chosen_features(np.array(sorted(rules)), config)
     with progress("explain", chosen.size, "features") as advance:
         for feature in chosen.tolist():
             drawn = text.draw(feature, text.train)
             drawn = drawn.select(np.flatnonzero(drawn.kinds == ACTIVE)[:SHOWN])
-            advance(1)
             if drawn.windows.size == 0:
+                advance(1)
                 continue
             examples = [
                 shown(tokens, sizes >= 0.3 * sizes.max())
@@ -191,14 +194,15 @@ def explain_by(dictionary: Dictionary, reader: Reader, config: ScoreConfig | Non
             written = reader.write(EXPLAIN.format(examples="\n---\n".join(examples)))
             if written is None:
                 failures += 1
-                continue
-            rows.append(
-                {"feature": feature, "method": method, "text": written, "rule": None, "score": None}
-                | {"author": reader.name, "created": labels.now()}
-            )
-    table = pa.Table.from_pylist(rows, schema=schema.TABLES["explanations"].arrow_schema())
-    labels.write_explanations(dictionary.store, table, method)
-    return method, len(rows), failures
+            else:
+                row = {"feature": feature, "method": method, "text": written, "rule": None, "score": None}
+                row |= {"author": reader.name, "created": labels.now()}
+                table = pa.Table.from_pylist([row], schema=schema.TABLES["explanations"].arrow_schema())
+                labels.write_explanations(dictionary.store, table, method, feature)
+                explained += 1
+            advance(1)
+    labels.keep_explanations(dictionary.store, method, chosen.tolist())
+    return method, explained, failures
 
 
 def score_by(
@@ -232,8 +236,8 @@ def score_by(
     with progress("score", chosen.size, "features") as advance:
         for feature in chosen.tolist():
             drawn = text.draw(feature)
-            advance(1)
             if min((drawn.kinds == ACTIVE).sum(), (drawn.kinds == SILENT).sum()) < LEAST_WINDOWS:
+                advance(1)
                 continue
             scored += 1
             judge = ModelReader(reader, texts[feature], text.test)
@@ -244,6 +248,11 @@ def score_by(
             if "surprisal" in scorers and isinstance(reader, LocalReader):
                 for scorer, found in _surprisal(reader, texts[feature], drawn, text, weights):
                     means.add(feature, name, scorer, found)
+            if "simulation" in scorers:
+                maximum = float(dictionary.max_activations[feature])
+                for scorer, found in _simulated(reader, texts[feature], feature, maximum, text, weights):
+                    means.add(feature, name, scorer, found)
+            advance(1)
     means.write(dictionary, scorers)
     return ScoreReport(means.results(), scored, int(chosen.size) - scored, round(time.perf_counter() - started, 2))
 
@@ -269,6 +278,21 @@ def _intruder(reader: Reader, drawn: FeatureWindows, text: ScoringText, weights:
     failed = np.isnan(chosen[:, 0])
     right = np.where(failed[:, None], -1.0, chosen).argmax(1) == np.array(places)
     return measure(accuracy, right, np.ones(right.size, dtype=bool), np.array(documents), weights, failed)
+
+
+def _simulated(
+    reader: Reader, explanation: str, feature: int, maximum: float, text: ScoringText, weights: np.ndarray
+) -> Iterator[tuple[str, Measure]]:
+    """Correlation and explained second moment of the activations that the reader expects, where it answered."""
+    drawn = text.simulated(feature)
+    answers = [reader.levels(explanation, tokens) for tokens in text.test.texts(drawn.windows)]
+    answered = [number for number, answer in enumerate(answers) if answer is not None]
+    if not drawn.activations[answered].any():
+        return
+    expected = np.stack([answer for answer in answers if answer is not None]) * (maximum / LEVELS)
+    found = simulation(expected, drawn.activations[answered], drawn.documents[answered], weights)
+    for name, each in zip(("simulation", "simulation_explained"), found, strict=True):
+        yield name, each._replace(failures=len(answers) - len(answered))
 
 
 def _surprisal(

@@ -37,6 +37,9 @@ from features.comparison import CompareConfig, compare
 from features.comparison_records import Comparison
 from features.demo_report import DemoReport
 from features.dictionary import Dictionary
+from features.embedders import embedder_for
+from features.embedding_scorer import score_embeddings
+from features.endpoint import REQUESTS_PER_MINUTE
 from features.evaluation_run import evaluate_folders
 from features.explain import METHOD, ExplainConfig, ExplainReport, explain
 from features.index import IndexConfig, build_index, lasting_name
@@ -372,6 +375,7 @@ def run_read(
     model: str | None = None,
     allow_host: str | None = None,
     write: bool = False,
+    requests_per_minute: float = REQUESTS_PER_MINUTE,
 ) -> ReaderReport:
     """Lets a language model judge explanations and, with `write`, write them first (`features.reader_scores`).
 
@@ -382,8 +386,26 @@ def run_read(
     if config.features is None:
         config = replace(config, features=READ_FEATURES)
     with closing(Dictionary.open(dictionary)) as opened:
-        asked = reader_for(reader, model, opened.path / "answers", allow_host)
+        answers = opened.path / "answers"
+        asked = reader_for(reader, model, answers, allow_host, requests_per_minute=requests_per_minute)
         return read(opened, asked, scorers, config, write=write)
+
+
+def run_embedding_scores(
+    dictionary: str | Path,
+    embedder: str,
+    overrides: Sequence[str] = (),
+    *,
+    model: str | None = None,
+    allow_host: str | None = None,
+    requests_per_minute: float = REQUESTS_PER_MINUTE,
+) -> ScoreReport:
+    """Scores explanations by an embedding model: a folder or hub name, or an endpoint's address that has `model`."""
+    config = _settings(ScoreConfig, overrides, "score")
+    with closing(Dictionary.open(dictionary)) as opened:
+        answers = opened.path / "answers"
+        asked = embedder_for(embedder, model, answers, allow_host, requests_per_minute=requests_per_minute)
+        return score_embeddings(opened, asked, config)
 
 
 def run_demo(config: RunConfig) -> DemoReport:

@@ -155,7 +155,7 @@ def score_rules(dictionary: Dictionary, scorers: Sequence[str], config: ScoreCon
     text = ScoringText(dictionary, config, seed)
     ruled = np.array(sorted(rules))
     chosen = chosen_features(ruled, config)
-    others = _derangement(ruled, config.seed)
+    others = derangement(ruled, config.seed)
     weights = document_weights(len(text.test.rows), config.seed)
     means = Means(config.seed, labels.now())
     scored = 0
@@ -164,8 +164,8 @@ def score_rules(dictionary: Dictionary, scorers: Sequence[str], config: ScoreCon
             drawn = text.draw(feature)
             enough = min((drawn.kinds == ACTIVE).sum(), (drawn.kinds == SILENT).sum()) >= LEAST_WINDOWS
             frequent = text.train.frequent_token(feature)
-            advance(1)
             if not enough or frequent is None:
+                advance(1)
                 continue
             scored += 1
             token, mean = frequent
@@ -184,6 +184,7 @@ def score_rules(dictionary: Dictionary, scorers: Sequence[str], config: ScoreCon
                     both = simulation(reader.simulate(simulated), simulated.activations, simulated.documents, weights)
                     means.add(feature, method, "simulation", both[0])
                     means.add(feature, method, "simulation_explained", both[1])
+            advance(1)
     means.write(dictionary, scorers)
     return ScoreReport(
         means=means.results(),
@@ -261,7 +262,7 @@ def chosen_features(features: np.ndarray, config: ScoreConfig) -> np.ndarray:
     return np.sort(np.random.default_rng(config.seed).choice(features, config.features, replace=False))
 
 
-def _derangement(features: np.ndarray, seed: int) -> dict[int, int]:
+def derangement(features: np.ndarray, seed: int) -> dict[int, int]:
     """Another feature for each, itself only where there is no other."""
     order = np.random.default_rng(seed).permutation(features)
     return dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))

@@ -334,7 +334,7 @@ def explain(
         typer.Option(
             "--score",
             metavar="SCORERS",
-            help="Also score: any of detection,fuzzing,simulation; with --reader detection,fuzzing,intruder,surprisal.",
+            help="Also score: detection,fuzzing,simulation; with --reader also intruder,surprisal; with --embed embedding.",
         ),
     ] = None,
     reader: Annotated[
@@ -353,6 +353,19 @@ def explain(
         typer.Option("--allow-host", metavar="HOST", help="Let text leave this machine, for that host alone."),
     ] = None,
     write: Annotated[bool, typer.Option("--write", help="Let the reader write explanations of its own first.")] = False,
+    embedder: Annotated[
+        str | None,
+        typer.Option(
+            "--embed", metavar="E", envvar="GLASSBOX_EMBEDDER", help="Embedding model: a folder, hub name or address."
+        ),
+    ] = None,
+    embedder_model: Annotated[
+        str | None,
+        typer.Option("--embed-model", metavar="NAME", envvar="GLASSBOX_EMBEDDER_MODEL", help="Its name at an address."),
+    ] = None,
+    requests_per_minute: Annotated[
+        float, typer.Option("--requests-per-minute", metavar="N", min=0.001, help="Most requests to an endpoint.")
+    ] = 600.0,
 ) -> None:
     """Explain every live feature from the statistics of its tokens, and score the explanations.
 
@@ -365,6 +378,8 @@ def explain(
     [dim]glassbox explain runs/demo/dictionary/matryoshka --score detection,fuzzing,simulation score.features=500[/dim]
 
     [dim]glassbox explain DICT --reader http://127.0.0.1:8000/v1 --reader-model qwen --write --score detection[/dim]
+
+    [dim]glassbox explain DICT --score embedding --embed models/bge-small score.features=500[/dim]
     """
     from features import reader_scores, run, score_run
     from ui.render import tables
@@ -374,20 +389,41 @@ def explain(
     scorers = [name.strip() for name in (score or "").split(",") if name.strip()]
     if of_scores and not scorers and not write:
         raise ValueError(f"`{of_scores[0]}` was given without scorers, expected --score: add --score detection")
-    if (reader_model or allow_host or write) and reader is None:
+    if (reader_model or write or (allow_host and not embedder)) and reader is None:
         raise ValueError(
             "--reader-model, --allow-host or --write was given without --reader, expected both: name a reader"
         )
+    embeds = "embedding" in scorers
+    if embeds and embedder is None:
+        raise ValueError("--score embedding was given without --embed, expected both: name an embedding model")
+    scorers = [name for name in scorers if name != "embedding"]
     (score_run.check_scorers if reader is None else reader_scores.check_reader_scorers)(scorers)
     explained = run.run_explain(dictionary, [override for override in given if override not in of_scores])
     typer.echo(f"Explained {explained:,} features of {dictionary}")
     if reader is not None:
         result = run.run_read(
-            dictionary, reader, scorers, of_scores, model=reader_model, allow_host=allow_host, write=write
+            dictionary,
+            reader,
+            scorers,
+            of_scores,
+            model=reader_model,
+            allow_host=allow_host,
+            write=write,
+            requests_per_minute=requests_per_minute,
         )
         tables.show(*tables.reader_tables(result))
     elif scorers:
         tables.show(tables.scores_table(run.run_score(dictionary, scorers, of_scores)))
+    if embeds and embedder is not None:
+        report = run.run_embedding_scores(
+            dictionary,
+            embedder,
+            of_scores,
+            model=embedder_model,
+            allow_host=allow_host,
+            requests_per_minute=requests_per_minute,
+        )
+        tables.show(tables.scores_table(report))
 
 
 @app.command()

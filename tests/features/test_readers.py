@@ -19,7 +19,7 @@ from features import Dictionary
 from features.endpoint import KEY_VARIABLE
 from features.explain import METHOD, ExplainConfig, explain
 from features.reader_scores import CHOICES, READER_SCORERS, explain_by, read, score_by, shown
-from features.readers import EndpointReader, LocalReader, reader_for
+from features.readers import SIMULATE, UNKNOWN, EndpointReader, LocalReader, reader_for
 from features.scoring_samples import ScoreConfig
 
 CONFIG = ScoreConfig(window_tokens=8, actives=16, silent=8, quantiles=2, features=6)
@@ -90,7 +90,8 @@ def test_a_random_model_on_this_machine_explains_and_scores(planted: Dictionary,
     method, written, _ = explain_by(planted, Knowing(tiny_lm), short)
     report = score_by(planted, LocalReader(tiny_lm), READER_SCORERS, short, method)
     assert {"detection", "fuzzing", "surprisal"} <= {mean.scorer for mean in report.means}
-    assert all(0 <= mean.mean <= 1 and mean.failures == 0 for mean in report.means)
+    assert all(mean.mean <= 1 and mean.failures == 0 for mean in report.means)
+    assert all(mean.mean >= 0 for mean in report.means if not mean.scorer.startswith("simulation"))
     texts = planted.sql(f"select text, author from explanations where method = '{method}'").to_pylist()
     assert written == len(texts) == 2
     assert texts[0] == {"text": "x and 1", "author": tiny_lm.name}
@@ -183,7 +184,100 @@ def test_an_endpoint_that_is_not_there_says_so(tmp_path: Path) -> None:
 
 
 def test_scorers_that_a_reader_lacks_are_refused(planted: Dictionary, endpoint: EndpointReader) -> None:
-    with pytest.raises(ValueError, match="scorer 'simulation' is not a reader's"):
-        read(planted, endpoint, ["simulation"], CONFIG)
+    with pytest.raises(ValueError, match="scorer 'guess' is not a reader's"):
+        read(planted, endpoint, ["guess"], CONFIG)
     with pytest.raises(ValueError, match="surprisal was asked of an endpoint"):
         read(planted, endpoint, list(READER_SCORERS), CONFIG)
+
+
+def test_levels_are_expected_values_over_the_number_tokens(tiny_lm: Any, tmp_path: Path) -> None:
+    tokens = ["x", "\n", "1"]
+    found = LocalReader(tiny_lm, tmp_path).levels("x", tokens)
+    assert found is not None
+    # the tokenizer has single digits alone: 0 to 9 stretched over 0 to 10
+    texts = tiny_lm.token_strings(range(tiny_lm.vocab_size))
+    digits = [texts.index(str(value)) for value in range(10)]
+    text = SIMULATE.format(explanation="x", most="9")
+    for token, level in zip(["x", "\\n", "1"], found, strict=True):
+        text += token + "\t"
+        logits = tiny_lm.logits(torch.tensor(tiny_lm.encode([text])))[0, -1]
+        p = torch.softmax(logits[digits].float(), 0)
+        assert level == pytest.approx(float(p @ torch.arange(10.0)) * 10 / 9, abs=1e-4)
+        text += UNKNOWN
+
+
+def test_an_endpoint_simulates_with_probabilities_or_with_numbers(endpoint: EndpointReader) -> None:
+    def place(token: str, **likely: float) -> dict[str, Any]:
+        top = [{"token": said.removeprefix("n"), "logprob": float(np.log(p))} for said, p in likely.items()]
+        return {"token": token, "top_logprobs": top}
+
+    content = [place("0", n0=0.5, n2=0.25, x=0.25), place(",", x=1.0), place(" 9", n9=0.4, n10=0.4, n11=0.2)]
+    choice = {"message": {"content": "0, 9"}, "logprobs": {"content": content}}
+    Fake.script = [
+        (200, json.dumps({"choices": [choice]}).encode()),
+        (200, "[3, 10]"),
+        (200, "1, 2, 3"),
+        (200, "0, 99"),
+    ]
+    answers = [endpoint.levels(str(n), ["a", "b"]) for n in range(4)]
+    assert answers[0] is not None
+    assert answers[0] == pytest.approx([2 / 3, 9.5])
+    assert answers[1] is not None
+    assert answers[1].tolist() == [3, 10]
+    assert answers[2:] == [None, None]
+    assert endpoint.cost.failures == 2
+
+
+class Simulating(Knowing):
+    """Expects 10 where feature 7 is as active as ever, and less where it is less."""
+
+    def levels(self, explanation: str, tokens: Any) -> np.ndarray | None:
+        return None if "a" in tokens else 10.0 * np.isin(tokens, ["x", "1"])
+
+
+def test_simulation_by_a_reader_that_knows_correlates_and_counts_failures(planted: Dictionary, tiny_lm: Any) -> None:
+    everything = ScoreConfig(window_tokens=8, actives=16, silent=8, quantiles=2)
+    planted.__dict__["max_activations"] = np.full(96, 3.0)  # as planted
+    report = score_by(planted, Simulating(tiny_lm), ["simulation"], everything)
+    rows = planted.sql("select * from scores where scorer like 'simulation%' and feature = 7").to_pylist()
+    found = {row["scorer"]: row for row in rows}
+    assert found["simulation"]["score"] > 0.8
+    assert found["simulation_explained"]["score"] > 0.5
+    assert found["simulation"]["failures"] > 0
+    assert {mean.scorer for mean in report.means} == {"simulation", "simulation_explained"}
+
+
+class Interrupted(Knowing):
+    """Stops in the middle, as a killed run does."""
+
+    asked = 0
+
+    def write(self, prompt: str, max_new_tokens: int = 60) -> str | None:
+        Interrupted.asked += 1
+        if Interrupted.asked == 3:
+            raise KeyboardInterrupt
+        return f"text {Interrupted.asked}"
+
+
+def test_explanations_are_written_as_they_come(planted: Dictionary, tiny_lm: Any) -> None:
+    short = ScoreConfig(window_tokens=8, actives=5, silent=5, quantiles=1, features=4)
+    with pytest.raises(KeyboardInterrupt):
+        explain_by(planted, Interrupted(tiny_lm), short)
+    texts = f"select text from explanations where method = 'reader {tiny_lm.name}' order by feature"
+    assert planted.sql(texts)["text"].to_pylist() == ["text 1", "text 2"]
+    method, written, _ = explain_by(planted, Interrupted(tiny_lm), short)
+    assert method == f"reader {tiny_lm.name}"
+    assert planted.sql(texts)["text"].to_pylist() == ["text 4", "text 5", "text 6", "text 7"]
+    assert written == 4
+
+
+def test_a_local_reader_answers_again_from_its_folder(tiny_lm: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    first = LocalReader(tiny_lm, tmp_path)
+    answers = (first.choose(["a", "b"], ["0", "1"]).tolist(), first.write("abc", 4), first.levels("x", ["a"]))
+    monkeypatch.setattr(tiny_lm, "generate", None)
+    monkeypatch.setattr("activations.choices.choice_probabilities", None)
+    monkeypatch.setattr("activations.choices.choice_probabilities_after", None)
+    again = LocalReader(tiny_lm, tmp_path)
+    assert again.choose(["a", "b"], ["0", "1"]).tolist() == answers[0]
+    assert again.write("abc", 4) == answers[1]
+    assert np.array_equal(again.levels("x", ["a"]), answers[2])  # pyright: ignore
