@@ -177,7 +177,8 @@ def explain_by(dictionary: Dictionary, reader: Reader, config: ScoreConfig | Non
     config = config or ScoreConfig()
     rules = stored_rules(dictionary)
     text = ScoringText(dictionary, config, next(iter(rules.values())).seed)
-    explained = failures = 0
+    explained: list[int] = []
+    failures = 0
     method = f"reader {reader.name}"
     chosen = chosen_features(np.array(sorted(rules)), config)
     with progress("explain", chosen.size, "features") as advance:
@@ -199,10 +200,10 @@ def explain_by(dictionary: Dictionary, reader: Reader, config: ScoreConfig | Non
                 row |= {"author": reader.name, "created": labels.now()}
                 table = pa.Table.from_pylist([row], schema=schema.TABLES["explanations"].arrow_schema())
                 labels.write_explanations(dictionary.store, table, method, feature)
-                explained += 1
+                explained.append(feature)
             advance(1)
-    labels.keep_explanations(dictionary.store, method, chosen.tolist())
-    return method, explained, failures
+    labels.keep_explanations(dictionary.store, method, explained)
+    return method, len(explained), failures
 
 
 def score_by(

@@ -334,7 +334,7 @@ def explain(
         typer.Option(
             "--score",
             metavar="SCORERS",
-            help="Also score: detection,fuzzing,simulation; with --reader also intruder,surprisal; embedding (--embed).",
+            help="Also score: detection,fuzzing,simulation; intruder,surprisal (--reader); embedding (--embed).",
         ),
     ] = None,
     reader: Annotated[
