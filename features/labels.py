@@ -97,7 +97,7 @@ def write_explanations(store: Store, rows: pa.Table, method: str, feature: int |
 def keep_explanations(store: Store, method: str, features: Sequence[int]) -> None:
     """Removes the explanations of `method` for all other features than these."""
     others = f" and feature not in ({', '.join(f'{feature:d}' for feature in features)})" if features else ""
-    store.write_labels("explanations", _table("explanations", []), f"method = '{_quoted(method)}'{others}")
+    store.write_labels("explanations", table("explanations", []), f"method = '{_quoted(method)}'{others}")
 
 
 def write_scores(store: Store, rows: pa.Table, method: str, scorers: Sequence[str]) -> None:
