@@ -193,4 +193,14 @@ def test_a_database_that_is_held_too_long_is_an_error_that_says_so(copied: Path,
     with pytest.raises(OSError, match=r"could not be opened.*lock.*end the program that holds it"):
         Lists(opened.store).add("a", [1])
     holder.communicate()
+    code = (
+        f"import fcntl, sys; file = open({str(copied / LABELS) + '.lock'!r}, 'w'); fcntl.flock(file, fcntl.LOCK_EX);"
+        "print(1, flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    with pytest.raises(OSError, match=r"could not be opened \(another program has held its lock for 0.2 s\)"):
+        Lists(opened.store).add("a", [1])
+    holder.communicate()
     assert Lists(opened.store).add("a", [1]) == [1]
