@@ -24,7 +24,7 @@ from torch import Tensor
 from activations.capture import Edit, Intervention, Taps
 from activations.generation import Decoding, generate_pieces
 from activations.loading import ModelConfig, each_parameter, input_device, is_spread, open_model, weights_of
-from activations.sites import EXPERIMENTAL, SiteMap, submodule
+from activations.sites import EXPERIMENTAL, Site, SiteMap, body_of, submodule
 from activations.verification import verify
 from activations.vocabulary import vocabulary_strings
 
@@ -442,6 +442,17 @@ class LanguageModel:
 
     # The way out
 
+    @property
+    def has_unembedding(self) -> bool:
+        """Says whether logits are a linear map of the normed residual stream, which `unembedding` then returns."""
+        head = self.model.get_output_embeddings()
+        return head is not None and self._architecture.final_norm is not None and head.weight.shape[1] == self.d_model
+
+    @property
+    def final_site(self) -> str:
+        """The site that the final norm reads: the residual stream behind the last layer."""
+        return str(Site("resid_post", self.n_layers - 1, self._architecture.stack))
+
     def unembedding(self) -> Float[Tensor, "vocab d_model"]:
         """Returns W_U, the rows that turn the final residual stream into logits, in float32."""
         head = self.model.get_output_embeddings()
@@ -462,14 +473,9 @@ class LanguageModel:
 
         `logit_directions() @ d` is the direct effect of a residual direction d on the logits up to the norm's scale.
         """
-        from activations.sites import body_of, submodule
-
         directions = self.unembedding()
-        norm = submodule(body_of(self.model), self._architecture.final_norm or "")
-        if getattr(norm, "weight", None) is not None:
-            with weights_of(norm):
-                gain = norm.weight.detach().float().to(directions.device)  # pyright: ignore
-            directions = directions * (gain + self._architecture.norm_gain_offset)
+        norm, gain = self._final_norm(directions.device)
+        directions = directions * gain
         if isinstance(norm, torch.nn.LayerNorm):
             directions = directions - directions.mean(dim=1, keepdim=True)
         return directions
@@ -480,17 +486,44 @@ class LanguageModel:
 
         The logits of a row are `logit_directions() @ x / scale`, plus what the norm's and the head's biases add.
         """
-        from activations.sites import body_of, submodule
-
-        norm = submodule(body_of(self.model), self._architecture.final_norm or "")
-        with weights_of(norm):
-            rows = x.detach().float()
-            out = copy.deepcopy(norm).float()(rows)
-            if (bias := getattr(norm, "bias", None)) is not None:
-                out = out - bias.detach().float()
-            if isinstance(norm, torch.nn.LayerNorm):
-                rows = rows - rows.mean(1, keepdim=True)
-            if (gain := getattr(norm, "weight", None)) is not None:
-                rows = rows * (gain.detach().float() + self._architecture.norm_gain_offset)
+        norm, gain = self._final_norm(x.device)
+        rows = x.detach().float()
+        out = norm(rows)
+        if (bias := getattr(norm, "bias", None)) is not None:
+            out = out - bias
+        rows = _centred(norm, rows) * gain
         # the norm's output is now rows / scale, whatever the family adds under the root
         return rows.square().sum(1) / (rows * out).sum(1)
+
+    @torch.no_grad()
+    def normed_logit_directions(self, x: Float[Tensor, "n d_model"]) -> Float[Tensor, "vocab d_model"]:
+        """Returns W_U J, with J the final norm's Jacobian as a mean over the rows `x` of `final_site`, in float32.
+
+        `normed_logit_directions(x) @ d` is what adding d to these rows changes of the logits (before a cap on them, in
+        the families that have one), to first order, as a mean over the rows. With c a row (for LayerNorm less its
+        mean), s its `final_norm_scale` and D = `logit_directions()`, a row's part is D (I/s − c cᵀ / (d_model s³)):
+        the norm divides by its scale, and takes out what d adds along the row itself.
+        """
+        if not len(x):
+            raise ValueError(f"no rows of {self.final_site} were given, expected at least one: capture some")
+        directions = self.logit_directions()
+        x = x.detach().to(directions.device).float()
+        rows = _centred(self._final_norm(x.device)[0], x)
+        scale = self.final_norm_scale(x)
+        weighted = rows / (scale**3 * self.d_model * len(x))[:, None]
+        directions = directions * (1 / scale).mean() - directions @ (weighted.T @ rows)
+        # T5 scales what leaves its norm
+        return directions * self.d_model**-0.5 if getattr(self._config, "scale_decoder_outputs", False) else directions
+
+    def _final_norm(self, device: torch.device) -> tuple[Any, Tensor | float]:
+        """A copy of the final norm in float32, and what it multiplies each element by."""
+        norm = submodule(body_of(self.model), self._architecture.final_norm or "")
+        with weights_of(norm):
+            norm = copy.deepcopy(norm).float().to(device)
+        weight = getattr(norm, "weight", None)
+        return norm, 1.0 if weight is None else weight.detach() + self._architecture.norm_gain_offset
+
+
+def _centred(norm: Any, rows: Tensor) -> Tensor:
+    """Rows as the norm scales them: less their mean, where it takes that out."""
+    return rows - rows.mean(dim=1, keepdim=True) if isinstance(norm, torch.nn.LayerNorm) else rows

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from features import active, labels, search
 from features.embedders import Embedder
+from features.feature_map import FeatureMap, feature_map
 from features.labels import Explanation
 from features.lists import Lists
 from features.questions import TIMEOUT_S
@@ -25,10 +26,9 @@ from features.records import (
     Example,
     Feature,
     FeatureList,
-    LogitToken,
-    Neighbour,
     histogram_of,
 )
+from features.relations import relations_of
 from features.search import SearchHit
 from features.store import Store
 from features.text import Text
@@ -158,10 +158,6 @@ class Dictionary:
         feature = self.check_feature(feature)
         facts = self.store.query("select * from features where feature = ?", [feature]).to_pylist()[0]
         bins = self.store.query("select low, high, count from histograms where feature = ? order by bin", [feature])
-        sides = self.store.query(
-            "select side, token, token_id, logit from logits where feature = ? order by side, rank", [feature]
-        ).to_pylist()
-        close = self.store.query("select neighbour, cosine from neighbours where feature = ? order by rank", [feature])
         tokens = self.store.query(
             """select token, mass, feature_tokens.count from feature_tokens join vocabulary using (token_id)
             where feature = ? order by mass desc limit 20""",
@@ -179,9 +175,7 @@ class Dictionary:
             decoder_norm=facts["decoder_norm"],
             histogram=histogram_of(bins.to_pylist()),
             examples=self.examples(feature, before, after),
-            top_logits=[LogitToken(r["token"], r["token_id"], r["logit"]) for r in sides if r["side"] == "top"],
-            bottom_logits=[LogitToken(r["token"], r["token_id"], r["logit"]) for r in sides if r["side"] == "bottom"],
-            neighbours=[Neighbour(row["neighbour"], row["cosine"]) for row in close.to_pylist()],
+            **relations_of(self.store, feature),
             explanations=labels.explanations_of(self.store, feature),
             tokens=[(row["token"], row["mass"], row["count"]) for row in tokens.to_pylist()],
         )
@@ -275,6 +269,15 @@ class Dictionary:
             {"wanted": wanted},
         ).to_pylist()
         return {row["feature"]: row["text"] for row in rows}
+
+    def map(self, seed: int = 0, again: bool = False) -> FeatureMap:
+        """The map of the live features, with clusters; made at first use, which needs the extra `map`, and kept.
+
+        Raises:
+            ImportError: a map is to be made, and umap-learn is not installed.
+            ValueError: too few live features.
+        """
+        return feature_map(self, seed, again)
 
     def sql(self, query: str, timeout_s: float | None = TIMEOUT_S) -> pa.Table:
         """Answers one question over the tables of `features.schema`, stopped after `timeout_s`.

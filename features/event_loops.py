@@ -211,3 +211,103 @@ def count_pairs(starts, tokens, values, other_starts, other_tokens, other_values
                 left += 1
                 right += 1
         both[pair], product[pair] = together, joint
+
+
+@no_type_check
+@_compiled
+def count_places(starts, counts, ordinals, activations, codes, bin_bits, bin_counts, bin_mass, at_boundaries):
+    """Adds up events and their |activation| by the bin of each token, and events by the boundaries it stands at.
+
+    `codes` holds of each token its bin in the lowest `bin_bits` bits and one bit for each boundary above them.
+    """
+    mask = (1 << bin_bits) - 1
+    for feature in range(len(starts)):
+        for event in range(starts[feature], starts[feature] + counts[feature]):
+            code = np.int64(codes[ordinals[event]])
+            place = code & mask
+            bin_counts[feature, place] += 1
+            bin_mass[feature, place] += abs(activations[event])
+            ends = code >> bin_bits
+            boundary = 0
+            while ends:
+                at_boundaries[feature, boundary] += ends & 1
+                ends >>= 1
+                boundary += 1
+
+
+@no_type_check
+@_compiled
+def sampled_slots(starts, counts, ordinals, slot_of, slots, kept_counts):
+    """Writes the number in the sample of each event's token that is in it, feature by feature; returns how many."""
+    kept = 0
+    for feature in range(len(starts)):
+        before = kept
+        for event in range(starts[feature], starts[feature] + counts[feature]):
+            slot = slot_of[ordinals[event]]
+            slots[kept] = slot
+            kept += slot >= 0
+        kept_counts[feature] = kept - before
+    return kept
+
+
+@no_type_check
+@_compiled
+def order_by_token(starts, slots, token_starts, token_features):
+    """Writes the features of each token, rising; `starts` and `token_starts` end with the number of events."""
+    place = token_starts.copy()
+    for feature in range(len(starts) - 1):
+        for event in range(starts[feature], starts[feature + 1]):
+            slot = slots[event]
+            token_features[place[slot]] = feature
+            place[slot] += 1
+
+
+@no_type_check
+@_compiled
+def coactive_features(first, last, starts, slots, token_starts, token_features, others, shared):
+    """Writes for each feature from `first` to before `last` the others with the largest Jaccard, and the shared tokens.
+
+    Rows of `others` and `shared` [features, k] stand from the largest to the smallest, equal ones by feature; where
+    fewer others share a token with a feature, the rest stays as it was.
+    """
+    n_features, k = others.shape
+    together = np.zeros(n_features, np.int32)
+    met = np.empty(n_features + 1, np.int32)
+    best = np.empty(k, np.float64)
+    for feature in range(first, last):
+        n_met = 0
+        for event in range(starts[feature], starts[feature + 1]):
+            slot = slots[event]
+            for place in range(token_starts[slot], token_starts[slot + 1]):
+                other = token_features[place]
+                seen = together[other]
+                met[n_met] = other
+                n_met += seen == 0
+                together[other] = seen + 1
+        own, found = starts[feature + 1] - starts[feature], 0
+        # Jaccard is at most the shared tokens by the feature's own: fewer cannot enter a full row
+        least = 1
+        together[feature] = 0
+        for place in range(n_met):
+            other = met[place]
+            both = together[other]
+            together[other] = 0
+            if both < least:
+                continue
+            overlap = both / (own + starts[other + 1] - starts[other] - both)
+            row = found
+            if found == k:
+                row -= 1
+                if overlap < best[row] or (overlap == best[row] and other > others[feature, row]):
+                    continue
+            else:
+                found += 1
+            while row > 0 and (
+                overlap > best[row - 1] or (overlap == best[row - 1] and other < others[feature, row - 1])
+            ):
+                best[row], others[feature, row] = best[row - 1], others[feature, row - 1]
+                shared[feature, row] = shared[feature, row - 1]
+                row -= 1
+            best[row], others[feature, row], shared[feature, row] = overlap, other, both
+            if found == k:
+                least = max(1, np.int64(best[k - 1] * own))

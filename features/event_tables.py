@@ -1,7 +1,8 @@
 """Everything that is counted over events: from the sorted events of a range of features to rows of tables.
 
-Enters: `features.events` in the order of the features. Leaves: the Parquet files events, features, histograms, examples
-and feature_tokens. Ranges are tabulated side by side in threads and written in order.
+Enters: `features.events` in the order of the features. Leaves: the Parquet files events, features, histograms,
+examples, feature_tokens, position_profiles, boundaries and coactivations. Ranges are tabulated side by side in threads
+and written in order.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features import schema
+from features.coactivation import Coactivations
 from features.event_loops import statistics, strongest_tokens
 from features.events import EventRange, EventSpill
 from features.examples import choose_examples
+from features.token_places import TokenPlaces
 
 if TYPE_CHECKING:
     from features.index import Corpus, IndexConfig
@@ -39,12 +42,15 @@ def write_table(build: Path, name: str, table: pa.Table, row_group: int = 131_07
 def write_event_tables(
     build: Path, spill: EventSpill, corpus: Corpus, config: IndexConfig, sae: Any, lm: Any, advance: Any
 ) -> int:
-    """Writes events, features, examples, histograms and feature_tokens; returns the number of live features."""
+    """Writes all tables that are counted over events; returns the number of live features."""
     window_key = corpus.documents.astype(np.int64) << 32 | (corpus.positions // config.window_tokens)
     windows = np.concatenate(([0], np.cumsum(window_key[1:] != window_key[:-1])))
     norms = sae.W_dec.detach().float().norm(dim=1).cpu().numpy()
     vocab = max(int(lm.vocab_size), int(corpus.tokens.max()) + 1)
-    parts: dict[str, list[pa.Table]] = {name: [] for name in ("features", "examples", "histograms", "feature_tokens")}
+    counted = ("features", "examples", "histograms", "feature_tokens", "position_profiles", "boundaries")
+    parts: dict[str, list[pa.Table]] = {name: [] for name in counted}
+    places = TokenPlaces(corpus)
+    together = Coactivations(corpus.is_indexed, len(norms), spill.n_events, config.coactivation_tokens, config.seed)
     live = 0
     first_event = 0
     event_schema = schema.TABLES["events"].arrow_schema()
@@ -64,6 +70,7 @@ def write_event_tables(
 
     def tabulate(events: EventRange, first_event: int) -> dict[str, pa.Table]:
         documents = corpus.documents[events.ordinals]
+        together.take(events)
         chosen = choose_examples(
             events,
             windows=windows,
@@ -93,6 +100,7 @@ def write_event_tables(
                 schema=schema.TABLES["examples"].arrow_schema(),
             ),
             "feature_tokens": _token_rows(events, corpus.tokens, vocab, config.feature_tokens),
+            **places.tables(events),
         }
 
     def keep(made: dict[str, pa.Table]) -> None:
@@ -114,6 +122,7 @@ def write_event_tables(
             keep(waiting.popleft().result())
     tables = {name: pa.concat_tables(pieces) for name, pieces in parts.items()}
     tables["feature_tokens"] = tables["feature_tokens"].sort_by([("token_id", "ascending"), ("mass", "descending")])
+    tables["coactivations"] = together.table(config.coactivations)
     for name, table in tables.items():
         write_table(build, name, table)
     return live

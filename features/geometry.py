@@ -1,10 +1,9 @@
-"""What the decoder alone says about features: their nearest neighbours and the tokens they promote.
+"""What the weights alone say about features: their nearest neighbours and the tokens they promote.
 
-Enters: rows of `W_dec` and the model's logit directions. Leaves: the tables `neighbours` and `logit_ids`.
+Enters: rows of `W_dec` or `W_enc`, and directions that read logits. Leaves: tables of neighbours and of logits.
 
-* Neighbours: cosine of decoder rows, all pairs in blocks, the k largest of each row.
-* Logits: the direct effect of a residual direction d on the logits is `logit_directions @ d` up to the scale of the
-  final norm (the logit lens on a direction); the largest and smallest entries.
+* Neighbours: cosine of rows, all pairs in blocks, the k largest of each row.
+* Logits: a residual direction d changes the logits by `logit_directions @ d`; the largest and smallest entries.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ BLOCK_ENTRIES = 16_000_000
 
 
 @torch.no_grad()
-def neighbours(w_dec: Float[Tensor, "d_sae d_in"], k: int) -> pa.Table:
-    """The `k` features with the largest cosine to each feature, itself left out."""
-    d_sae = w_dec.shape[0]
+def neighbours(directions: Float[Tensor, "d_sae d"], k: int) -> pa.Table:
+    """The `k` features whose rows have the largest cosine to each feature's, itself left out."""
+    d_sae = directions.shape[0]
     k = min(k, d_sae - 1)
-    unit = torch.nn.functional.normalize(w_dec.detach().float(), dim=1)
+    unit = torch.nn.functional.normalize(directions.detach().float(), dim=1)
     values = np.empty((d_sae, k), dtype=np.float32)
     others = np.empty((d_sae, k), dtype=np.int32)
     block = max(1, BLOCK_ENTRIES // d_sae)
@@ -49,21 +48,20 @@ def neighbours(w_dec: Float[Tensor, "d_sae d_in"], k: int) -> pa.Table:
 
 @torch.no_grad()
 def logits(
-    w_dec: Float[Tensor, "d_sae d_in"], logit_directions: Float[Tensor, "vocab d_in"] | None, k: int
+    written: Float[Tensor, "d_sae d_model"], logit_directions: Float[Tensor, "vocab d_model"], k: int
 ) -> pa.Table:
-    """The `k` most promoted and most suppressed tokens of each feature; empty where the model has no logit directions
-    of the SAE's width (sites that are not in the residual stream)."""
+    """The `k` tokens that each feature promotes, and the `k` that it suppresses most."""
     table = schema.TABLES["logit_ids"].arrow_schema()
-    if logit_directions is None or k < 1:
+    if k < 1:
         return table.empty_table()
-    vocab, d_sae = logit_directions.shape[0], w_dec.shape[0]
+    vocab, d_sae = logit_directions.shape[0], written.shape[0]
     k = min(k, vocab)
-    directions = logit_directions.detach().float().to(w_dec.device)
+    directions = logit_directions.detach().float().to(written.device)
     values = np.empty((d_sae, 2, k), dtype=np.float32)
     tokens = np.empty((d_sae, 2, k), dtype=np.int32)
     block = max(1, BLOCK_ENTRIES // vocab)
     for first in range(0, d_sae, block):
-        effect = w_dec[first : first + block].detach().float() @ directions.T
+        effect = written[first : first + block].detach().float() @ directions.T
         for side, largest in enumerate((True, False)):
             top = effect.topk(k, dim=1, largest=largest)
             values[first : first + block, side] = top.values.cpu().numpy()

@@ -8,7 +8,7 @@ dictionary folder (`features.store`).
    features.
 2. Range by range of features: the table of all events, counts, mean, standard deviation, maximum, a histogram of
    quarter octaves, the examples (`features.examples`), and the tokens that hold most of each feature's activation.
-3. From the decoder alone: neighbours and logits (`features.geometry`).
+3. From the weights: neighbours (`features.geometry`) and effects on logits (`features.logit_effects`).
 4. The build folder is complete when `dictionary.json` names it, which happens in one step at the end. A killed build
    is never opened; the same call goes on from its last complete chunk of events.
 
@@ -37,7 +37,7 @@ import torch
 from activations.buckets import capture_tokens
 from activations.processes import current
 from activations.progress import progress
-from features import geometry, schema, wiring
+from features import coactivation, geometry, logit_effects, schema, wiring
 from features.event_tables import write_event_tables, write_table
 from features.events import EventSpill
 from features.store import FORMAT, MANIFEST, describe_files, read_manifest, write_json
@@ -67,7 +67,11 @@ class IndexConfig:
     stratum_examples: int = 5
     """Windows sampled from each of these parts."""
     neighbours: int = 10
-    """Nearest features by cosine of decoder rows."""
+    """Nearest features by cosine of decoder rows, and as many by cosine of encoder rows."""
+    coactivations: int = 10
+    """Features kept of those that are active on the same tokens most."""
+    coactivation_tokens: int = 131_072
+    """Tokens on which these are counted: all where the text has no more, else a sample of this size."""
     logits: int = 15
     """Most promoted, and as many most suppressed, tokens."""
     histogram_bins: int = 48
@@ -80,10 +84,11 @@ class IndexConfig:
     """Seed of the sampled examples."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_tokens", "examples", "per_document", "window_tokens", "histogram_bins", "feature_tokens"):
+        least = ("batch_tokens", "examples", "per_document", "window_tokens", "histogram_bins", "feature_tokens")
+        for name in (*least, "coactivation_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"index.{name}={getattr(self, name)}, expected at least 1: raise it")
-        for name in ("strata", "stratum_examples", "neighbours", "logits"):
+        for name in ("strata", "stratum_examples", "neighbours", "coactivations", "logits"):
             if getattr(self, name) < 0:
                 raise ValueError(f"index.{name}={getattr(self, name)}, expected 0 or more: raise it")
         if self.total_tokens is not None and self.total_tokens < 1:
@@ -348,7 +353,9 @@ def _write_tables(
         live = write_event_tables(build, spill, corpus, config, sae, lm, advance)
     _write_corpus_tables(build, corpus, lm)
     write_table(build, "neighbours", geometry.neighbours(sae.W_dec, config.neighbours))
-    write_table(build, "logit_ids", _logits(sae, lm, config.logits))
+    write_table(build, "encoder_neighbours", geometry.neighbours(sae.W_enc, config.neighbours))
+    for table, rows in logit_effects.tables(sae, lm, corpus, config).items():
+        write_table(build, table, rows)
     sae.save(str(build / "sae"), format="saelens")
     spill.remove()
     return {
@@ -358,6 +365,7 @@ def _write_tables(
         "n_indexed_tokens": corpus.n_indexed,
         "n_documents": int(np.unique(corpus.documents).size),
         "n_events": spill.n_events,
+        "coactivation_tokens": coactivation.sample_size(corpus.n_indexed, spill.n_events, config.coactivation_tokens),
         "context_tokens": int(corpus.ordinal_of.shape[1]),
         "exclude_special_tokens": exclude_special_tokens,
         "site": sae.sites[0],
@@ -434,15 +442,6 @@ def _check_size(sae: Any, corpus: Corpus, config: IndexConfig, out: Path) -> int
             "free space, or index fewer tokens with index.total_tokens"
         )
     return events
-
-
-def _logits(sae: Any, lm: Any, k: int) -> pa.Table:
-    """The table of promoted tokens; empty where the SAE does not write into the residual stream, which logits read."""
-    written = wiring.residual_directions(sae)
-    directions = None if written is None else lm.logit_directions()
-    if written is None or directions is None or directions.shape[1] != written.shape[1]:
-        written, directions = sae.W_dec.detach(), None
-    return geometry.logits(written, directions, k)
 
 
 def _write_corpus_tables(build: Path, corpus: Corpus, lm: Any) -> None:

@@ -20,10 +20,48 @@ class LogitToken(NamedTuple):
 
 
 class Neighbour(NamedTuple):
-    """A feature whose decoder direction is close."""
+    """A feature whose direction is close."""
 
     feature: int
     cosine: float
+
+
+class Coactivation(NamedTuple):
+    """A feature that is active on the same tokens."""
+
+    feature: int
+    jaccard: float
+    """Tokens on which both are active, as a share of those on which either is."""
+    count: int
+    """Tokens on which both are active, among those counted (`Dictionary.info["coactivation_tokens"]`)."""
+    pmi: float
+    """Pointwise mutual information in bits (`features.coactivation`)."""
+
+
+class PositionBin(NamedTuple):
+    """How active a feature is at positions `low` ≤ p < `high` of the model's context."""
+
+    low: int
+    high: int
+    tokens: int
+    """Indexed tokens that stand there."""
+    count: int
+    """Those of them on which the feature is active."""
+    density: float
+    mean_activation: float
+    """Mean size over all of them, silent ones too."""
+
+
+class Boundary(NamedTuple):
+    """How often a feature is active at one end of documents, or of what the model reads at once."""
+
+    place: str
+    """document_first, document_last, context_first or context_last."""
+    count: int
+    share: float
+    """Of the feature's events."""
+    base_share: float
+    """Of all indexed tokens: what a feature without a preference has."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +117,13 @@ class Feature:
     explanations: list[Explanation]
     tokens: list[tuple[str, float, int]] = field(default_factory=list)
     """Tokens with most of the feature's activation: text, share of its summed activation, times active there."""
+    top_normed_logits: list[LogitToken] = field(default_factory=list)
+    """Tokens promoted most through the final norm (`features.logit_effects`)."""
+    bottom_normed_logits: list[LogitToken] = field(default_factory=list)
+    encoder_neighbours: list[Neighbour] = field(default_factory=list)
+    coactivations: list[Coactivation] = field(default_factory=list)
+    positions: list[PositionBin] = field(default_factory=list)
+    boundaries: list[Boundary] = field(default_factory=list)
 
     @property
     def explanation(self) -> str:
@@ -94,8 +139,9 @@ class Feature:
     def to_json(self) -> str:
         """Everything about the feature as JSON."""
         content = asdict(self)
-        for key, names in (("top_logits", LogitToken), ("bottom_logits", LogitToken), ("neighbours", Neighbour)):
-            content[key] = [dict(zip(names._fields, entry, strict=True)) for entry in content[key]]
+        for key, entries in vars(self).items():
+            if entries and isinstance(entries, list) and hasattr(entries[0], "_asdict"):
+                content[key] = [entry._asdict() for entry in entries]
         return json.dumps(content | {"explanation": self.explanation}, ensure_ascii=False)
 
 

@@ -144,12 +144,67 @@ STORED = (
         ),
     ),
     _table(
+        "normed_logit_ids",
+        "the same through the final norm as it acts on the indexed text; the view normed_logits adds the tokens' text",
+        feature=FEATURE,
+        side=(pa.string(), "'top' or 'bottom'"),
+        rank=(pa.int32(), "order inside the side, from the strongest"),
+        token_id=TOKEN_ID,
+        logit=(
+            pa.float32(),
+            "change of the token's logit per unit of activation, to first order, as a mean over tokens of the text",
+            "logits",
+        ),
+    ),
+    _table(
         "neighbours",
         "the features whose decoder directions are closest",
         feature=FEATURE,
         rank=(pa.int32(), "order from the closest"),
         neighbour=(pa.int32(), "the other feature"),
         cosine=(pa.float32(), "cosine of the two rows of W_dec", "−1 to 1"),
+    ),
+    _table(
+        "encoder_neighbours",
+        "the features whose encoder directions are closest",
+        feature=FEATURE,
+        rank=(pa.int32(), "order from the closest"),
+        neighbour=(pa.int32(), "the other feature"),
+        cosine=(pa.float32(), "cosine of the two rows of W_enc", "−1 to 1"),
+    ),
+    _table(
+        "coactivations",
+        "the features that are active on the same tokens most, counted on all indexed tokens or on a sample of them",
+        feature=FEATURE,
+        rank=(pa.int32(), "order from the largest Jaccard"),
+        neighbour=(pa.int32(), "the other feature"),
+        jaccard=(pa.float32(), "tokens on which both are active as a share of those on which either is", "0 to 1"),
+        count=(pa.int64(), "tokens on which both are active, among those counted", "tokens"),
+        pmi=(pa.float32(), "log₂ of how many times more often both are active than if they were independent", "bits"),
+    ),
+    _table(
+        "position_profiles",
+        "where in the model's context live features are active; bins of positions grow by powers of two",
+        feature=FEATURE,
+        bin=(pa.int32(), "order from the start of the context"),
+        low=(pa.int32(), "first position of the bin", "tokens"),
+        high=(pa.int32(), "position behind its last", "tokens"),
+        tokens=(pa.int64(), "indexed tokens in the bin, the same for all features", "tokens"),
+        count=(pa.int64(), "events in the bin", "events"),
+        density=(pa.float64(), "count as a share of these tokens", "0 to 1"),
+        mean_activation=(pa.float32(), "mean size over these tokens, 0 where the feature is silent", ACTIVATION_UNIT),
+    ),
+    _table(
+        "boundaries",
+        "how often live features are active at the ends of documents and of what the model reads at once",
+        feature=FEATURE,
+        place=(
+            pa.string(),
+            "'document_first', 'document_last', 'context_first' or 'context_last': the first or last indexed token",
+        ),
+        count=(pa.int64(), "events there", "events"),
+        share=(pa.float64(), "count as a share of the feature's events", "0 to 1"),
+        base_share=(pa.float64(), "share of all indexed tokens that stand there", "0 to 1"),
     ),
     _table(
         "histograms",
@@ -161,6 +216,9 @@ STORED = (
         count=(pa.int64(), "events in the bin", "events"),
     ),
 )
+
+OPTIONAL = frozenset({"normed_logit_ids", "encoder_neighbours", "coactivations", "position_profiles", "boundaries"})
+"""Tables that dictionaries built by earlier versions lack; they show them empty."""
 
 TIME = (pa.string(), "when, UTC, ISO 8601")
 AUTHOR = (pa.string(), "who wrote it")
@@ -217,6 +275,16 @@ PEOPLE = (
         created=TIME,
         note=(pa.string(), "what the list is for; may be null"),
     ),
+    _table(
+        "feature_map",
+        "places of the live features on a plane where similar decoder directions stand close (`glassbox dict map`)",
+        feature=FEATURE,
+        x=(pa.float32(), "place from left to right", "the map's"),
+        y=(pa.float32(), "place from bottom to top", "the map's"),
+        cluster=(pa.int32(), "cluster of places, 0 the largest; −1: in none"),
+        seed=(pa.int64(), "seed of the map"),
+        created=TIME,
+    ),
 )
 
 TABLES: dict[str, Table] = {table.name: table for table in (*STORED, *PEOPLE)}
@@ -227,6 +295,9 @@ VIEWS = {
         "from token_ids join vocabulary using (token_id)"
     ),
     "logits": "select feature, side, rank, token_id, token, logit from logit_ids join vocabulary using (token_id)",
+    "normed_logits": (
+        "select feature, side, rank, token_id, token, logit from normed_logit_ids join vocabulary using (token_id)"
+    ),
 }
 
 
@@ -247,6 +318,12 @@ SHOWN: dict[str, Table] = TABLES | {
         "logits",
         "the tokens that a feature's decoder direction promotes and suppresses most",
         "logit_ids",
+        ("feature", "side", "rank", "token_id", "token", "logit"),
+    ),
+    "normed_logits": _view(
+        "normed_logits",
+        "the same through the final norm as it acts on the indexed text",
+        "normed_logit_ids",
         ("feature", "side", "rank", "token_id", "token", "logit"),
     ),
 }
@@ -289,6 +366,11 @@ def select_people(table: Table, present: set[str]) -> str:
     return f'select {columns} from "{table.name}"'
 
 
+def _no_rows(table: Table) -> str:
+    columns = ", ".join(f'null::{column.sql_type} as "{column.name}"' for column in table.columns)
+    return f"select {columns} where false"
+
+
 def write_view_database(path: Path, build: Path, people: Mapping[str, pa.Table]) -> None:
     """Writes the database at `path`: views of the Parquet files in `build`, copies of the label tables."""
     import duckdb
@@ -299,8 +381,11 @@ def write_view_database(path: Path, build: Path, people: Mapping[str, pa.Table])
         for name, table in people.items():
             insert_people(connection, name, table)
         for table in STORED:
-            source = str(build / f"{table.name}.parquet").replace("'", "''")
-            connection.execute(f"create view \"{table.name}\" as select * from read_parquet('{source}')")
+            path = build / f"{table.name}.parquet"
+            source = str(path).replace("'", "''")
+            is_lacking = table.name in OPTIONAL and not path.is_file()
+            rows = _no_rows(table) if is_lacking else f"select * from read_parquet('{source}')"
+            connection.execute(f'create view "{table.name}" as {rows}')
         for name, query in VIEWS.items():
             connection.execute(f'create view "{name}" as {query}')
         connection.execute("commit")

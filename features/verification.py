@@ -66,6 +66,39 @@ class Verification:
         return json.dumps(asdict(self) | {"ok": self.ok}, ensure_ascii=False)
 
 
+def _of_neighbours(table: str) -> tuple[tuple[str, str, str], ...]:
+    return (
+        (
+            table,
+            "neighbours are other features, cosines lie in [−1, 1]",
+            f"""select row from {table} anti join (select feature as neighbour from features) using (neighbour)
+            union all select row from {table} where neighbour = feature or not abs(cosine) <= 1.0001""",
+        ),
+        (
+            table,
+            "cosines fall with their rank",
+            f"""select row from (select row, rank, cosine, lag(rank) over one as before, lag(cosine) over one as above
+            from {table} window one as (partition by feature order by row))
+            where rank != coalesce(before + 1, 0) or cosine > above""",
+        ),
+        (
+            table,
+            "a pair has one cosine, seen from both sides",
+            f"""select a.row from {table} a join {table} b on a.feature = b.neighbour and a.neighbour = b.feature
+            where abs(a.cosine - b.cosine) > {COSINE_TOLERANCE}""",
+        ),
+    )
+
+
+def _of_logits(table: str) -> tuple[str, str, str]:
+    return (
+        table,
+        "tokens are in the vocabulary, logits are finite",
+        f"""select row from {table} anti join vocabulary using (token_id)
+        union all select row from {table} where not isfinite(logit) or side not in ('top', 'bottom')""",
+    )
+
+
 # promises of the small tables: file, what holds, and a query for the first row that breaks it
 QUESTIONS = (
     ("features", "one row per latent, in order", "select row from features where feature != row"),
@@ -105,30 +138,56 @@ QUESTIONS = (
         "every live feature has a histogram",
         "select row from features anti join histograms using (feature) where not is_dead",
     ),
+    *_of_neighbours("neighbours"),
+    *_of_neighbours("encoder_neighbours"),
+    _of_logits("logit_ids"),
+    _of_logits("normed_logit_ids"),
     (
-        "neighbours",
-        "neighbours are other features, cosines lie in [−1, 1]",
-        """select row from neighbours anti join (select feature as neighbour from features) using (neighbour)
-        union all select row from neighbours where neighbour = feature or not abs(cosine) <= 1.0001""",
+        "coactivations",
+        "neighbours are other live features; Jaccard and counts are possible",
+        """select row from coactivations anti join (from features where not is_dead) using (feature)
+        union all select c.row from coactivations c
+        anti join (select feature as neighbour from features where not is_dead) f using (neighbour)
+        union all select row from coactivations where neighbour = feature or count < 1 or not isfinite(pmi)
+        or not jaccard between 0 and 1""",
     ),
     (
-        "neighbours",
-        "cosines fall with their rank",
-        """select row from (select row, rank, cosine, lag(rank) over one as before, lag(cosine) over one as above
-        from neighbours window one as (partition by feature order by row))
-        where rank != coalesce(before + 1, 0) or cosine > above""",
+        "coactivations",
+        "Jaccard falls with its rank",
+        """select row from (select row, rank, jaccard, lag(rank) over one as before, lag(jaccard) over one as above
+        from coactivations window one as (partition by feature order by row))
+        where rank != coalesce(before + 1, 0) or jaccard > above""",
     ),
     (
-        "neighbours",
-        "a pair has one cosine, seen from both sides",
-        f"""select a.row from neighbours a join neighbours b on a.feature = b.neighbour and a.neighbour = b.feature
-        where abs(a.cosine - b.cosine) > {COSINE_TOLERANCE}""",
+        "coactivations",
+        "a pair has one count, seen from both sides",
+        """select a.row from coactivations a join coactivations b on a.feature = b.neighbour and a.neighbour = b.feature
+        where a.count != b.count or a.jaccard != b.jaccard or abs(a.pmi - b.pmi) > 1e-5""",
     ),
     (
-        "logit_ids",
-        "tokens are in the vocabulary, logits are finite",
-        """select row from logit_ids anti join vocabulary using (token_id)
-        union all select row from logit_ids where not isfinite(logit) or side not in ('top', 'bottom')""",
+        "position_profiles",
+        "counts add up to the feature's events",
+        """select p.row from
+        (select feature, sum(count) as total, min(row) as row from position_profiles group by feature) p
+        left join features using (feature) where total is distinct from features.count""",
+    ),
+    (
+        "position_profiles",
+        "bins rise; no more events than tokens, and a density that says so",
+        """select row from position_profiles where count > tokens or abs(density - count / tokens) > 1e-9
+        or low >= high or mean_activation < 0
+        union all select row from (select row, low, lag(high) over (partition by feature order by row) as before
+        from position_profiles) where low < before""",
+    ),
+    (
+        "boundaries",
+        "a live feature has four places, with shares of its events",
+        """select b.row from boundaries b left join features f using (feature)
+        where f.is_dead is distinct from false or b.count > f.count or abs(b.share - b.count / f.count) > 1e-9
+        or not b.base_share between 0 and 1
+        or b.place not in ('document_first', 'document_last', 'context_first', 'context_last')
+        union all
+        select min(row) from boundaries group by feature having count(distinct place) != 4 or count(*) != 4""",
     ),
     (
         "feature_tokens",
@@ -180,6 +239,8 @@ def verify(folder: str | Path) -> Verification:
         # what was imported tells of the whole text what only its source knows, and holds a part of it
         kept = [entry for entry in QUESTIONS if not info.get("imported") or "counts add up" not in entry[1]]
         for file, promise, question in kept:
+            if file in schema.OPTIONAL and f"{file}.parquet" not in info["files"]:
+                continue
             check(file, promise, lambda question=question, file=file: _first(connection, file, question))
     check(LABELS, "can be read, and names features that exist", lambda: _labels(folder, int(info["n_features"])))
     return Verification(str(folder), checks)

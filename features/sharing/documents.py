@@ -84,6 +84,8 @@ def people_rows(dictionary: Dictionary, features: Sequence[int], name: str | Non
     wanted = set(features)
     found: dict[str, list[dict[str, Any]]] = {}
     for table in schema.PEOPLE:
+        if table.name == "feature_map":
+            continue  # made from the dictionary, not said by people
         rows = dictionary.store.query(f'select * from "{table.name}" order by rowid').to_pylist()
         if any(column.name == "feature" for column in table.columns):
             rows = [row for row in rows if row["feature"] in wanted]

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 from activations.progress import progress
 from features import schema
+from features.coactivation import sample_size
 from features.dictionary import Dictionary
 from features.event_tables import write_event_tables, write_table
 from features.events import EventSpill, read_events, split_features
@@ -94,7 +95,7 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> Dictionary:
         rows: dict[str, list[dict[str, Any]]] = {}
         for part in parts:
             for name, found in part.store.read_labels().items():
-                if name != "scores":
+                if name not in ("scores", "feature_map"):  # of one text each, and of its live features
                     rows[name] = rows.get(name, []) + found.to_pylist()
         add_rows(merged, rows, [part.name for part in parts])
     finally:
@@ -191,8 +192,10 @@ def _write(build: Path, parts: Sequence[Dictionary], corpus: Corpus) -> dict[str
     times = np.bincount(corpus.tokens[corpus.is_indexed], minlength=len(vocabulary))
     numbers = np.arange(len(vocabulary), dtype=np.int32)
     write_table(build, "vocabulary", pa.table([numbers, vocabulary, times], schema=_of("vocabulary")))
-    for name in ("neighbours", "logit_ids"):
-        write_table(build, name, pq.ParquetFile(first.store.build / f"{name}.parquet").read())
+    # normed_logit_ids is left out: a mean over the text, whose lists the parts' lists do not give
+    for name in ("neighbours", "encoder_neighbours", "logit_ids"):
+        if (path := first.store.build / f"{name}.parquet").is_file():
+            write_table(build, name, pq.ParquetFile(path).read())
     shutil.copytree(first.store.build / "sae", build / "sae")
     return {
         "n_live": live,
@@ -200,6 +203,7 @@ def _write(build: Path, parts: Sequence[Dictionary], corpus: Corpus) -> dict[str
         "n_indexed_tokens": corpus.n_indexed,
         "n_documents": int(documents.size),
         "n_events": n_events,
+        "coactivation_tokens": sample_size(corpus.n_indexed, n_events, config.coactivation_tokens),
     }
 
 

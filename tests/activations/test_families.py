@@ -217,6 +217,28 @@ def test_logit_directions_give_the_direct_effect_on_logits(name: str) -> None:
     assert torch.allclose(change, expected, rtol=5e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", [*(name for name in DECODERS if name != "opt_post_norm"), "t5"])
+def test_normed_logit_directions_are_the_mean_gradient_of_the_logits(name: str) -> None:
+    lm = model_of(name)
+    assert lm.has_unembedding
+    tokens = lm.tokenize("def f(x): return").tokens
+    x = lm.capture(tokens, None, [lm.final_site])[lm.final_site]
+    found = lm.normed_logit_directions(x[0])
+    added = torch.zeros(32, dtype=lm.dtype, requires_grad=True)
+    with lm.intervene({lm.final_site: lambda value: value + added}):
+        logits = _uncapped(lm, lm.forward(tokens).logits)[0]
+    for token in (0, 7, VOCAB - 1):
+        (expected,) = torch.autograd.grad(logits[:, token].mean(), added, retain_graph=True)
+        torch.testing.assert_close(found[token], expected.float(), rtol=2e-4, atol=2e-5)
+    with pytest.raises(ValueError, match=r"no rows of .*resid_post.\d were given, expected at least one"):
+        lm.normed_logit_directions(x[0, :0])
+
+
+@pytest.mark.parametrize("name", ["bert", "opt_post_norm"])
+def test_a_model_without_a_linear_way_to_logits_says_so(name: str) -> None:
+    assert not model_of(name).has_unembedding
+
+
 def _final_norm(lm: LanguageModel) -> Any:
     from activations.sites import body_of, submodule
 

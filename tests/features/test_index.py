@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from features import Dictionary, IndexConfig
+from features import Dictionary, IndexConfig, build_index
 from sae import SAE
 
 SITE = "resid_post.1"
@@ -173,3 +174,23 @@ def test_feature_tokens_hold_the_shares_of_activation(
         stored = {r["token_id"]: r["mass"] for r in dictionary.sql(query).to_pylist()}
         for token, share in sorted(mass.items(), key=lambda item: -item[1])[:20]:
             assert stored[token] == pytest.approx(share, rel=1e-4)
+
+
+def test_encoder_neighbours_are_the_largest_cosines_of_encoder_rows(
+    tiny_lm: Any, tiny_sae: SAE, rows: Any, config: IndexConfig, tmp_path: Any
+) -> None:
+    sae = copy.deepcopy(tiny_sae)
+    with torch.no_grad():
+        sae.W_enc.add_(0.4 * torch.randn(sae.W_enc.shape, generator=torch.Generator().manual_seed(8)))
+    opened = build_index(sae, tiny_lm, rows, tmp_path / "dictionary", config)
+    unit = torch.nn.functional.normalize(sae.W_enc.detach(), dim=1)
+    cosine = unit @ unit.T - 9 * torch.eye(len(unit))
+    differs = 0
+    for feature in (0, 17, 95):
+        found = opened.feature(feature)
+        wanted = cosine[feature].topk(config.neighbours)
+        assert [n.feature for n in found.encoder_neighbours] == wanted.indices.tolist()
+        np.testing.assert_allclose([n.cosine for n in found.encoder_neighbours], wanted.values, atol=1e-5)
+        differs += found.encoder_neighbours != found.neighbours
+    assert differs
+    opened.close()

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from features import Dictionary, verification
+from features import Dictionary, schema, verification
 from features.store import LABELS, MANIFEST, Store, describe_files, read_manifest, write_json
 from ui import cli
 
@@ -100,6 +100,22 @@ CHANGES = [
     ("neighbours", set_cell(6, "neighbour", 1), "neighbours.parquet", "row 6"),
     ("neighbours", set_cell(5, "cosine", 1.5), "neighbours.parquet", "row 5"),
     ("logit_ids", set_cell(8, "token_id", 10**6), "logit_ids.parquet", "row 8"),
+    ("normed_logit_ids", set_cell(8, "logit", float("nan")), "normed_logit_ids.parquet", "row 8"),
+    ("encoder_neighbours", set_cell(6, "neighbour", 1), "encoder_neighbours.parquet", "row 6"),
+    (
+        "coactivations",
+        set_cell(4, "neighbour", 95),
+        "coactivations.parquet",
+        r"row 4 \(feature=0, rank=4, neighbour=95",
+    ),
+    ("coactivations", set_cell(4, "jaccard", 1.5), "coactivations.parquet", "row 4"),
+    ("coactivations", swap(2, 3), "coactivations.parquet", "row 2"),
+    ("coactivations", set_cell(0, "count", 0), "coactivations.parquet", "row 0"),
+    ("position_profiles", set_cell(2, "count", 0), "position_profiles.parquet", r"row \d+ \(feature=0"),
+    ("position_profiles", set_cell(2, "tokens", 1), "position_profiles.parquet", "row 2"),
+    ("position_profiles", swap(1, 2), "position_profiles.parquet", "row 2"),
+    ("boundaries", set_cell(3, "share", 0.9), "boundaries.parquet", "row 3"),
+    ("boundaries", lambda rows: rows.pop(5), "boundaries.parquet", "row 4"),
     ("feature_tokens", set_cell(1, "mass", 2.0), "feature_tokens.parquet", "row 1"),
     ("token_ids", set_cell(9, "position", 100), "token_ids.parquet", "row 9 .*does not follow"),
     ("token_ids", set_cell(9, "is_indexed", False), "token_ids.parquet", "indexed ones, recorded are"),
@@ -128,6 +144,31 @@ def test_neighbours_that_disagree_are_named(copied: Path) -> None:
     at = next(i for i, row in enumerate(rows) if row["rank"] == 0 and (row["neighbour"], row["feature"]) in pairs)
     change(copied, "neighbours", set_cell(at, "cosine", 0.999))
     assert [check.promise for check in broken(copied)] == ["a pair has one cosine, seen from both sides"]
+
+
+def test_pairs_that_disagree_are_named(copied: Path) -> None:
+    rows = Dictionary.open(copied).sql("from coactivations").to_pylist()
+    pairs = {(row["feature"], row["neighbour"]) for row in rows}
+    at = next(i for i, row in enumerate(rows) if (row["neighbour"], row["feature"]) in pairs)
+    change(copied, "coactivations", set_cell(at, "count", rows[at]["count"] + 1))
+    assert [check.promise for check in broken(copied)] == ["a pair has one count, seen from both sides"]
+
+
+def test_a_build_of_an_earlier_version_shows_later_tables_empty_and_passes(copied: Path) -> None:
+    info = read_manifest(copied)
+    for table in schema.OPTIONAL:
+        (copied / info["build"] / f"{table}.parquet").unlink()
+    write_json(copied / MANIFEST, info | {"files": describe_files(copied / info["build"])})
+    opened = Dictionary.open(copied)
+    assert verification.verify(copied).ok
+    for table in schema.OPTIONAL:
+        names = [column.name for column in schema.TABLES[table].columns]
+        assert opened.sql(f"from {table}").column_names == names
+    assert opened.sql("from normed_logits").num_rows == 0
+    feature = opened.feature(3)
+    assert feature.neighbours
+    assert (feature.coactivations, feature.positions, feature.top_normed_logits) == ([], [], [])
+    opened.close()
 
 
 def test_labels_that_cannot_be_read_or_name_nothing_are_found(copied: Path) -> None:
