@@ -40,6 +40,7 @@ def test_points_stand_in_traces_of_their_clusters(found: FeatureMap) -> None:
     assert [trace["type"] for trace in traces] == ["scatter"] * 3
     assert traces[0]["name"] == "in no cluster · 10"
     assert traces[1]["name"] == "·import &lt;b&gt;x&lt;/b&gt; ⏎ · 40"
+    assert 'onerror="document' in traces[1]["text"][0], "quotes as they are: plotly knows no reference for them"
     assert traces[1]["text"][1] == "<b>Feature 1</b><br>no explanation<br><i>·import &lt;b&gt;x&lt;/b&gt; ⏎</i>"
     tags = {tag for trace in traces for text in trace["text"] for tag in re.findall("<[^>]*>", text)}
     assert tags == {"<b>", "</b>", "<br>", "<i>", "</i>"}
@@ -78,15 +79,15 @@ def test_hostile_explanations_are_shown_as_text_on_hover(found: FeatureMap, tmp_
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: complaints.append(request.url) if request.url[:4] == "http" else None)
-        page.goto(path.as_uri())
+        page.goto(path.as_uri(), timeout=180_000)
         point = page.locator("#map .scatterlayer .trace").nth(1).locator("path.point").first
-        point.wait_for(timeout=60_000)
+        point.wait_for(timeout=120_000)
         assert page.locator("#map path.point").count() == 60
         box = point.bounding_box()
         assert box is not None
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         hover = page.locator("#map .hoverlayer text").first
-        hover.wait_for(timeout=60_000)
+        hover.wait_for(timeout=120_000)
         told = hover.text_content() or ""
         assert "Feature 0" in told
         assert "".join(HOSTILE.split())[:60] in "".join(told.split())

@@ -13,7 +13,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ui.render.html import DARK, LIGHT, escape, stylesheet
+from ui.render.html import DARK, LIGHT, escape, figure_text, stylesheet
 from ui.render.report import write_page
 
 if TYPE_CHECKING:
@@ -85,11 +85,11 @@ def map_figure(found: FeatureMap) -> plotly.graph_objects.Figure:
         template="plotly_white",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        margin={"t": 0, "r": 0, "b": 0, "l": 0},
+        margin={"t": 36, "r": 0, "b": 0, "l": 0},
         xaxis=hidden,
         yaxis=hidden | {"scaleanchor": "x"},
         dragmode="zoom",
-        legend={"itemsizing": "constant", "font": {"size": 12, "color": LIGHT["ink"]}, "y": 0.95},
+        legend={"itemsizing": "constant", "font": {"size": 12, "color": LIGHT["ink"]}},
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": NOISE, "activecolor": LIGHT["accent"]},
         hoverlabel={"align": "left", "bgcolor": LIGHT["card"], "font": {"color": LIGHT["ink"], "size": 13}},
     )
@@ -136,13 +136,13 @@ def write_map(found: FeatureMap, title: str, path: Path) -> Path:
 def _name(token: str) -> str:
     """A token as plotly shows it: text alone, spaces and line ends visible."""
     shown = token.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
-    return escape(shown if len(shown) <= 14 else f"{shown[:13]}…")
+    return figure_text(shown if len(shown) <= 14 else f"{shown[:13]}…")
 
 
 def _hover(feature: int, explanation: str, cluster: str) -> str:
     told = explanation if len(explanation) <= HOVER_CHARACTERS else f"{explanation[: HOVER_CHARACTERS - 1]}…"
     lines = textwrap.wrap(told, HOVER_WIDTH) or ["no explanation"]
-    return "<br>".join([f"<b>Feature {feature}</b>", *map(escape, lines), f"<i>{cluster}</i>"])
+    return "<br>".join([f"<b>Feature {feature}</b>", *map(figure_text, lines), f"<i>{cluster}</i>"])
 
 
 def _hash(script: str) -> str:

@@ -64,6 +64,11 @@ def escape(text: object) -> str:
     return html.escape(str(text).translate(UNSEEN), quote=True).translate(_TEMPLATE_SIGNS)
 
 
+def figure_text(text: object) -> str:
+    """Returns `text` as plotly shows it in names and on hover: it reads some tags, and few references but these."""
+    return str(text).translate(UNSEEN).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
 def visible(token: str, spaces: bool = False) -> str:
     """Returns one token as HTML with its line ends marked, and its spaces too where `spaces` is true.
 
