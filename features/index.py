@@ -231,11 +231,13 @@ def build_index(
     exclude_special_tokens: bool = True,
     name: str | None = None,
     on_exists: Literal["resume", "error", "replace"] = "resume",
+    other_model: bool = False,
 ) -> Any:
     """Builds the dictionary of `sae` over `rows` (TokenRows) in the folder `out` and returns it opened.
 
     With `on_exists="resume"` a killed build goes on and a finished one of the same inputs is returned; a folder that
-    holds another dictionary is refused unless `on_exists="replace"`. `data` is recorded as the source of the text.
+    holds another dictionary is refused unless `on_exists="replace"`. `other_model` admits a model that the SAE was not
+    trained on, to compare the two. `data` is recorded as the source of the text.
     Of several processes (`activations.processes`) each encodes its part of the batches; the first makes the tables.
 
     Raises:
@@ -260,7 +262,7 @@ def build_index(
                 f"the SAE has d_in={d_in}, model {lm.name} has width {width} at {site}: use the SAE's model"
             )
     recorded = sae.metadata.get("model_weight_hash")
-    if recorded and recorded != lm.weight_hash():
+    if recorded and recorded != lm.weight_hash() and not other_model:
         raise ValueError(
             f"model {lm.name} has weight hash {lm.weight_hash()[:12]}, the SAE was trained on {recorded[:12]} "
             f"({sae.metadata.get('model_name')}): index with the SAE's own model"

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from activations import LanguageModel
 
 
-def model_of(sae: SAE, folder: Path, model: str | None) -> LanguageModel:
-    """The model an SAE was trained on, or the one given instead; with the second one where the SAE compares two."""
+def model_of(sae: SAE, folder: Path, model: str | None, other_model: bool = False) -> LanguageModel:
+    """The model an SAE was trained on, or the one given instead; with the second one where the SAE compares two.
+
+    `other_model` admits another model than that of training.
+    """
     from activations import LanguageModel
 
     name = model or sae.metadata.get("model_name")
@@ -25,7 +28,7 @@ def model_of(sae: SAE, folder: Path, model: str | None) -> LanguageModel:
         raise ValueError(f"the SAE at {folder} names no model, expected its language model: give --model")
     lm = LanguageModel.load(str(name), revision=None if model else sae.metadata.get("model_revision"))
     recorded = sae.metadata.get("model_weight_hash")
-    if recorded and lm.weight_hash() != recorded:
+    if recorded and lm.weight_hash() != recorded and not other_model:
         raise ValueError(
             f"model {name} has weight hash {lm.weight_hash()[:12]}, the SAE at {folder} was trained on "
             f"{recorded[:12]}: give the same model with --model"

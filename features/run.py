@@ -35,6 +35,7 @@ from activations import DataConfig, HarvestConfig, ModelConfig
 from activations.processes import current
 from features.comparison import CompareConfig, compare
 from features.comparison_records import Comparison
+from features.crosscoder_comparison import ModelComparison, compare_models
 from features.demo_report import DemoReport
 from features.dictionary import Dictionary
 from features.embedders import embedder_for
@@ -314,11 +315,13 @@ def index_sae(
     data: str | None = None,
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
+    other_model: bool = False,
 ) -> Dictionary:
     """Builds the dictionary of one SAE folder; model and text default to those recorded in it.
 
     `overrides` are settings of the index such as `total_tokens=500000` (or `index.total_tokens=…`). Without `out` the
     dictionary goes into the run's `dictionary` folder where the SAE is part of a run, else into `dictionary` beside it.
+    `other_model` admits a model that the SAE was not trained on (`features.comparison`).
     """
     from activations import token_rows
 
@@ -326,7 +329,7 @@ def index_sae(
     folder = Path(sae_dir)
     sae = SAE.load(str(folder))
     text = data_of(sae, folder, data)
-    lm = model_of(sae, folder, model)
+    lm = model_of(sae, folder, model, other_model)
     sae = settled(sae, lm)
     check_site(sae, lm, folder)
     where = Path(out) if out is not None else _dictionary_beside(folder)
@@ -339,6 +342,7 @@ def index_sae(
         data=asdict(text),
         exclude_special_tokens=text.exclude_special_tokens,
         name=where.resolve().name,
+        other_model=other_model,
     )
 
 
@@ -364,6 +368,12 @@ def run_compare(first: str | Path, second: str | Path, overrides: Sequence[str] 
     config = _settings(CompareConfig, overrides, "compare")
     with closing(Dictionary.open(first)) as a, closing(Dictionary.open(second)) as b:
         return compare(a, b, config)
+
+
+def run_compare_models(dictionary: str | Path) -> ModelComparison:
+    """Compares the two models of a crosscoder's dictionary."""
+    with closing(Dictionary.open(dictionary)) as opened:
+        return compare_models(opened)
 
 
 def run_read(

@@ -267,6 +267,9 @@ def index(
         Path | None, typer.Option("--out", metavar="DIR", help="Folder of the dictionary (SAE_DIR only).")
     ] = None,
     processes: ProcessesOption = None,
+    other_model: Annotated[
+        bool, typer.Option("--other-model", help="Let --model be one that the SAE was not trained on, to compare them.")
+    ] = False,
 ) -> None:
     """Build the feature dictionary: where each feature fires, how strongly, and what it promotes.
 
@@ -281,11 +284,15 @@ def index(
     from features import run
 
     if Path(source).is_dir():
-        built = [run.index_sae(Path(source), model=model, data=data, out=out, overrides=overrides or [])]
-    elif model or data or out:
+        built = [
+            run.index_sae(
+                Path(source), model=model, data=data, out=out, overrides=overrides or [], other_model=other_model
+            )
+        ]
+    elif model or data or out or other_model:
         raise ValueError(
-            f"`{source}` is a config and --model, --data or --out were given, expected them with an SAE folder only: "
-            "use overrides such as model.name=… data.source=… out=…"
+            f"`{source}` is a config and --model, --data, --out or --other-model were given, expected them with an SAE "
+            "folder only: use overrides such as model.name=… data.source=… out=…"
         )
     else:
         built = run.run_index(configs.load(run.RunConfig, source, overrides or []))

@@ -10,7 +10,9 @@ import typer
 
 def compare(
     first: Annotated[Path, typer.Argument(metavar="DICT_A", help="Folder of a dictionary.")],
-    second: Annotated[Path, typer.Argument(metavar="DICT_B", help="Folder of another one.")],
+    second: Annotated[
+        Path | None, typer.Argument(metavar="[DICT_B]", help="Another one; none for a crosscoder over two models.")
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings such as cosine_min=0.8.", show_default=False),
@@ -21,20 +23,29 @@ def compare(
     """Compare two dictionaries: matched, unique, split and absorbed features, by directions and by events.
 
     Of one model, or of two with one tokenizer: then also what changed between them, on the text that both have indexed.
-    One SAE indexed over two models ([bold]glassbox index SAE --model M[/bold]) is compared feature by feature.
+    One SAE indexed over two models ([bold]glassbox index SAE --model M --other-model[/bold]) is compared feature by
+    feature.
 
     [dim]glassbox compare runs/a/dictionary/narrow runs/a/dictionary/wide --out compared.html[/dim]
+
+    The dictionary of a crosscoder over two models is compared alone: what vanished, appeared, turned.
 
     [dim]glassbox compare DICT_A DICT_B cosine_min=0.8 sample_tokens=200000 --json[/dim]
     """
     from features import run
-    from ui.render import comparison, tables
+    from ui.render import comparison, models, tables
 
-    result = run.run_compare(first, second, overrides or [])
-    if as_json:
-        typer.echo(result.to_json())
+    if second is None:
+        of_models = run.run_compare_models(first)
+        answer, shown = of_models.to_json(), models.models_tables(of_models)
+        written = None if out is None else models.write_models_report(of_models, out)
     else:
-        tables.show(*comparison.comparison_tables(result))
-    if out is not None:
-        written = comparison.write_comparison_report(result, out)
+        result = run.run_compare(first, second, overrides or [])
+        answer, shown = result.to_json(), comparison.comparison_tables(result)
+        written = None if out is None else comparison.write_comparison_report(result, out)
+    if as_json:
+        typer.echo(answer)
+    else:
+        tables.show(*shown)
+    if written is not None:
         typer.echo(f"Report: {written}", err=as_json)

@@ -74,36 +74,37 @@ def comparison_tables(result: Comparison) -> list[Table]:
     if result.notes:
         found.append(records_table("", [{"note": note} for note in result.notes]))
     rows = [
-        {"a": match.a, "b": match.b, "cosine": _short(match.cosine), "correlation": _short(match.correlation)}
-        | {"share": _percent(match.share_a)}
+        {"a": match.a, "b": match.b, "cosine": short(match.cosine), "correlation": short(match.correlation)}
+        | {"share": percent(match.share_a)}
         | (_shift_cells(match.shift) if match.shift is not None else {})
         | {"explanation": match.explanation_a or match.explanation_b}
         for match in result.matched[:SHOWN]
     ]
-    found += _listing("Matched", rows, len(result.matched))
+    found += listing("Matched", rows, len(result.matched))
     rows = [
-        {"in": entry.side, "feature": entry.feature, "share": _percent(entry.share), "cosine": _short(entry.cosine)}
-        | {"correlation": _short(entry.correlation), "covered": _percent(entry.covered)}
+        {"in": entry.side, "feature": entry.feature, "share": percent(entry.share), "cosine": short(entry.cosine)}
+        | {"correlation": short(entry.correlation), "covered": percent(entry.covered)}
         | {"explanation": entry.explanation}
         for entry in result.unique[:SHOWN]
     ]
-    found += _listing("Unique", rows, len(result.unique))
+    found += listing("Unique", rows, len(result.unique))
     rows = [
         {"in": split.side, "feature": split.feature, "parts": ", ".join(str(part.feature) for part in split.parts)}
-        | {"coverage": _percent(split.coverage), "share": _percent(split.share), "explanation": split.explanation}
+        | {"coverage": percent(split.coverage), "share": percent(split.share), "explanation": split.explanation}
         for split in result.splits[:SHOWN]
     ]
-    found += _listing("Split by the other", rows, len(result.splits))
+    found += listing("Split by the other", rows, len(result.splits))
     rows = [
         {"in": entry.side, "feature": entry.feature, "counterpart": entry.counterpart, "absorber": entry.absorber}
-        | {"silent": _percent(entry.silent), "elsewhere": _percent(entry.active_elsewhere)}
+        | {"silent": percent(entry.silent), "elsewhere": percent(entry.active_elsewhere)}
         | {"explanation": entry.explanation, "absorber is": entry.absorber_explanation}
         for entry in result.absorptions[:SHOWN]
     ]
-    return found + _listing("Absorbed in the other", rows, len(result.absorptions))
+    return found + listing("Absorbed in the other", rows, len(result.absorptions))
 
 
-def _listing(title: str, rows: Sequence[dict[str, Any]], total: int) -> list[Table]:
+def listing(title: str, rows: Sequence[dict[str, Any]], total: int) -> list[Table]:
+    """Returns a table of the first of several relations, or nothing where there is none."""
     more = f" (first {len(rows)} of {total:,}; all with --json or --out)" if total > len(rows) else ""
     return [records_table(title + more, rows)] if rows else []
 
@@ -141,18 +142,18 @@ def _matched(result: Comparison) -> str:
     has_shifts = any(match.shift is not None for match in result.matched)
     entries = []
     for match in result.matched[:LISTED]:
-        figures = {"cosine": _short(match.cosine), "correlation": _short(match.correlation)}
-        figures |= {"Jaccard": _short(match.jaccard), "share in a": _percent(match.share_a)}
-        figures |= {"share in b": _percent(match.share_b)}
+        figures = {"cosine": short(match.cosine), "correlation": short(match.correlation)}
+        figures |= {"Jaccard": short(match.jaccard), "share in a": percent(match.share_a)}
+        figures |= {"share in b": percent(match.share_b)}
         figures |= {"density": f"a {match.density_a:.2%}, b {match.density_b:.2%}"}
         if match.shift is not None:
             figures |= _shift_cells(match.shift)
         says = explained(match.explanation_a)
         if match.explanation_b and match.explanation_b != match.explanation_a:
             says += f' <span class="muted">b:</span> {explained(match.explanation_b)}'
-        entries.append(_entry(f"a {match.a} = b {match.b}", says, figures, match.examples))
+        entries.append(entry_card(f"a {match.a} = b {match.b}", says, figures, match.examples))
     heading = "What changed" if has_shifts else "Matched"
-    return _section(heading, WHAT["changed" if has_shifts else "matched"], entries, len(result.matched))
+    return section(heading, WHAT["changed" if has_shifts else "matched"], entries, len(result.matched))
 
 
 def _unique(result: Comparison) -> str:
@@ -162,16 +163,16 @@ def _unique(result: Comparison) -> str:
         other = "b" if side == "a" else "a"
         entries = []
         for entry in found[:LISTED]:
-            figures = {"share": _percent(entry.share), "density": f"{entry.density:.3%}"}
+            figures = {"share": percent(entry.share), "density": f"{entry.density:.3%}"}
             if entry.nearest is not None:
-                figures["closest direction"] = f"{other} {entry.nearest}, {_short(entry.cosine)}"
+                figures["closest direction"] = f"{other} {entry.nearest}, {short(entry.cosine)}"
             if entry.companion is not None:
-                figures["closest events"] = f"{other} {entry.companion}, {_short(entry.correlation)}"
+                figures["closest events"] = f"{other} {entry.companion}, {short(entry.correlation)}"
             if entry.covered is not None:
-                figures["covered"] = _percent(entry.covered)
-            entries.append(_entry(f"{side} {entry.feature}", explained(entry.explanation), figures, entry.examples))
+                figures["covered"] = percent(entry.covered)
+            entries.append(entry_card(f"{side} {entry.feature}", explained(entry.explanation), figures, entry.examples))
         if entries:
-            parts.append(_section(f"Only in {side}, {name}", WHAT["unique"], entries, len(found)))
+            parts.append(section(f"Only in {side}, {name}", WHAT["unique"], entries, len(found)))
     return "".join(parts)
 
 
@@ -179,28 +180,28 @@ def _splits(result: Comparison) -> str:
     entries = []
     for split in result.splits[:LISTED]:
         other = "b" if split.side == "a" else "a"
-        figures = {"coverage": _percent(split.coverage), "direction in their span": _percent(split.in_span)}
-        figures |= {"share": _percent(split.share), "density": f"{split.density:.3%}"}
+        figures = {"coverage": percent(split.coverage), "direction in their span": percent(split.in_span)}
+        figures |= {"share": percent(split.share), "density": f"{split.density:.3%}"}
         rows = [
             {"feature": f"{other} {part.feature}", "says": explained(part.explanation)}
-            | {"precision": _percent(part.precision), "recall": _percent(part.recall), "cosine": _short(part.cosine)}
+            | {"precision": percent(part.precision), "recall": percent(part.recall), "cosine": short(part.cosine)}
             for part in split.parts
         ]
         columns = {"feature": "part", "says": "", "precision": "precision", "recall": "recall", "cosine": "cosine"}
         parts = html.table(columns, rows, "tight", ["precision", "recall", "cosine"])
         title = f"{split.side} {split.feature}"
-        entries.append(_entry(title, explained(split.explanation), figures, split.examples, parts))
-    return _section("Splits", WHAT["splits"], entries, len(result.splits)) if entries else ""
+        entries.append(entry_card(title, explained(split.explanation), figures, split.examples, parts))
+    return section("Splits", WHAT["splits"], entries, len(result.splits)) if entries else ""
 
 
 def _absorptions(result: Comparison) -> str:
     entries = []
     for entry in result.absorptions[:LISTED]:
         other = "b" if entry.side == "a" else "a"
-        figures = {"absorbed events": f"{entry.events:,}", "counterpart silent there": _percent(entry.silent)}
-        figures |= {"active elsewhere": _percent(entry.active_elsewhere), "of all its events": _percent(entry.recall)}
-        figures |= {"cosine of the absorber": _short(entry.absorber_cosine)}
-        figures |= {"cosine of the counterpart": _short(entry.counterpart_cosine)}
+        figures = {"absorbed events": f"{entry.events:,}", "counterpart silent there": percent(entry.silent)}
+        figures |= {"active elsewhere": percent(entry.active_elsewhere), "of all its events": percent(entry.recall)}
+        figures |= {"cosine of the absorber": short(entry.absorber_cosine)}
+        figures |= {"cosine of the counterpart": short(entry.counterpart_cosine)}
         rows = [
             {"role": "counterpart", "feature": f"{other} {entry.counterpart}"}
             | {"says": explained(entry.counterpart_explanation)},
@@ -208,11 +209,12 @@ def _absorptions(result: Comparison) -> str:
         ]
         parts = html.table({"role": "", "feature": "", "says": ""}, rows, "tight")
         title = f"{entry.side} {entry.feature}"
-        entries.append(_entry(title, explained(entry.explanation), figures, entry.examples, parts))
-    return _section("Absorptions", WHAT["absorptions"], entries, len(result.absorptions)) if entries else ""
+        entries.append(entry_card(title, explained(entry.explanation), figures, entry.examples, parts))
+    return section("Absorptions", WHAT["absorptions"], entries, len(result.absorptions)) if entries else ""
 
 
-def _section(heading: str, text: str, entries: Sequence[str], total: int) -> str:
+def section(heading: str, text: str, entries: Sequence[str], total: int) -> str:
+    """Returns a part of the page: what its entries are, and how many are not shown."""
     more = f" The first {len(entries):,} of {total:,}; the JSON file has all." if total > len(entries) else ""
     lead = f'<p class="muted">{escape(text + more)}</p>'
     return (
@@ -220,9 +222,12 @@ def _section(heading: str, text: str, entries: Sequence[str], total: int) -> str
     )
 
 
-def _entry(title: str, says: str, figures: dict[str, str], examples: Sequence[PairedExample], parts: str = "") -> str:
+def entry_card(
+    title: str, says: str, figures: dict[str, str], examples: Sequence[PairedExample], parts: str = "", texts: str = ""
+) -> str:
+    """Returns one relation: its figures, what it says, and its texts, folded."""
     told = " · ".join(f"{escape(name)} {escape(value)}" for name, value in figures.items() if value)
-    texts = "".join(_example(example) for example in examples)
+    texts += "".join(_example(example) for example in examples)
     shown = f"<details><summary class='small muted'>text</summary>{texts}</details>" if texts else ""
     return (
         f'<div class="example"><div class="head"><b>{escape(title)}</b><span class="small muted">{told}</span></div>'
@@ -247,9 +252,11 @@ def _shift_cells(shift: Any) -> dict[str, str]:
     }
 
 
-def _short(value: float | None) -> str:
+def short(value: float | None) -> str:
+    """Returns a figure between −1 and 1 as text; nothing for None."""
     return "" if value is None else f"{value:.2f}"
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """Returns a share as text; nothing for None."""
     return "" if value is None else f"{value:.2%}" if value < 0.1 else f"{value:.0%}"
