@@ -34,6 +34,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.step --curve --write
 	$(BIN)/python -m benchmarks.harvest --write
 	$(BIN)/python -m benchmarks.index --write
+	$(BIN)/python -m benchmarks.index_events --write
 	$(BIN)/python -m benchmarks.many --write
 	$(BIN)/python docs/performance.py
 

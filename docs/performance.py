@@ -100,6 +100,22 @@ def cpu_index() -> str:
     return where(rows) + "\n" + table(["case", "forward + encode", "index", "share (in processor time)"], body)
 
 
+def cpu_index_events() -> str:
+    rows = rows_of("index_events_cpu", "case")
+    told = {"examples": "statistics and examples", "all": "the same, all events sorted and written"}
+    body = [
+        [
+            f"{told[row['what']]}: d_sae {row['d_sae']:,}, k {row['k']}, {row['events']:,} events",
+            spread(row["time"]),
+            f"{row['ns_per_event']:g} ns",
+            f"{row['peak_mb']:,} MB",
+            f"{row['bytes_per_event']:g}",
+        ]
+        for row in rows
+    ]
+    return where(rows) + "\n" + table(["case", "time", "an event", "peak memory", "bytes an event"], body)
+
+
 def cpu_many() -> str:
     rows = rows_of("many_cpu", "case")
     body = [
@@ -213,6 +229,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu curve": cpu_curve,
     "cpu harvest": cpu_harvest,
     "cpu index": cpu_index,
+    "cpu index events": cpu_index_events,
     "cpu many": cpu_many,
     "cpu bits": cpu_bits,
     "gpu steps": gpu_steps,

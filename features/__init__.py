@@ -9,7 +9,7 @@ import runpy
 runpy.run_path(str(pathlib.Path(__file__).parents[1] / "configs" / "import_guard.py"))
 
 from features.dictionary import Dictionary  # noqa: E402
-from features.index import IndexConfig, build_index  # noqa: E402
+from features.index import IndexConfig, build_index, build_indexes  # noqa: E402
 from features.records import Example, Feature  # noqa: E402
 from features.steering import Steering, SteeringComparison  # noqa: E402
 
@@ -21,4 +21,5 @@ __all__ = [
     "Steering",
     "SteeringComparison",
     "build_index",
+    "build_indexes",
 ]

@@ -30,15 +30,15 @@ from features.records import (
 )
 from features.relations import relations_of
 from features.search import SearchHit
-from features.store import Store
+from features.store import SHOWN_AFTER, SHOWN_BEFORE, Store
 from features.text import Text
 
 if TYPE_CHECKING:
     from activations import LanguageModel
     from sae import SAE
 
-CONTEXT_BEFORE = 24
-CONTEXT_AFTER = 12
+CONTEXT_BEFORE = SHOWN_BEFORE
+CONTEXT_AFTER = SHOWN_AFTER
 
 ORDERS = {
     "density": "density desc",
@@ -96,9 +96,12 @@ class Dictionary:
         self.check_built()
         with self._lock:
             if self._sae is None:
+                from features.neurons import ARCHITECTURE, load_basis
                 from sae import SAE
 
-                self._sae = SAE.load(str(self.store.build / "sae"))
+                folder = self.store.build / "sae"
+                is_neurons = self.info["sae"]["architecture"] == ARCHITECTURE
+                self._sae = load_basis(folder) if is_neurons else SAE.load(str(folder))
             return self._sae
 
     @property
@@ -183,7 +186,10 @@ class Dictionary:
     def examples(
         self, feature: int, before: int = CONTEXT_BEFORE, after: int = CONTEXT_AFTER, stratum: int | None = None
     ) -> list[Example]:
-        """A feature's examples with text of any width around them, strongest stratum first."""
+        """A feature's examples with text of any width around them, strongest stratum first.
+
+        Where only the events around examples are kept, no more text is shown than they cover.
+        """
         feature = self.check_feature(feature)
         rows = self.store.query(
             """select stratum, rank, document, position, activation from examples
@@ -327,6 +333,8 @@ class Dictionary:
         stratum: int,
         rank: int,
     ) -> Example:
+        if not self.store.keeps_all_events:
+            before, after = min(before, SHOWN_BEFORE), min(after, SHOWN_AFTER)
         window = self.text.window(document, position, before, after)
         return Example(
             feature=feature,

@@ -21,36 +21,103 @@ def _compiled(loop: Callable[..., Any]) -> Any:
         return njit(nogil=True)(loop)
 
 
+HISTOGRAM_SHIFT = 21
+"""Bits of a float32 below those that tell its bin: of 23 bits of mantissa two stay, four bins to an octave."""
+
+
+@no_type_check
+@_compiled
+def take_codes(indices, values, ordinals, at, features_out, ordinals_out, values_out, counts):
+    """Appends the non-zero codes of tokens (indices and values [n, k]) from place `at` on; returns the next place."""
+    for row in range(indices.shape[0]):
+        for column in range(indices.shape[1]):
+            feature, value = indices[row, column], values[row, column]
+            if feature >= 0 and value != 0:
+                features_out[at], ordinals_out[at], values_out[at] = feature, ordinals[row], value
+                counts[feature] += 1
+                at += 1
+    return at
+
+
 @no_type_check
 @_compiled
 def gather_by_feature(features, ordinals, activations, counts, by_feature, values_by_feature):
-    """Writes ordinals and activations in the order of the features, a counting sort that keeps each feature's order."""
-    place = np.empty(len(counts), np.int64)
-    first = 0
-    for feature in range(len(counts)):
-        place[feature] = first
-        first += counts[feature]
-    for event in range(len(features)):
-        feature = features[event]
+    """Writes ordinals and activations in the order of the features, a counting sort that keeps each feature's order.
+
+    It goes by the upper bits of the feature first, so that neither pass writes to more places than the caches hold.
+    """
+    n_features, n = len(counts), len(features)
+    bits = 0
+    while (n_features - 1) >> bits:
+        bits += 1
+    shift = (bits + 1) // 2
+    n_groups = ((n_features - 1) >> shift) + 1
+    place = np.empty(n_features + 1, np.int64)
+    place[0] = 0
+    for feature in range(n_features):
+        place[feature + 1] = place[feature] + counts[feature]
+    group_place = np.empty(n_groups, np.int64)
+    for group in range(n_groups):
+        group_place[group] = place[group << shift]
+    features_between, ordinals_between = np.empty(n, np.int32), np.empty(n, ordinals.dtype)
+    values_between = np.empty(n, np.float32)
+    for event in range(n):
+        group = features[event] >> shift
+        target = group_place[group]
+        group_place[group] = target + 1
+        features_between[target], ordinals_between[target] = features[event], ordinals[event]
+        values_between[target] = activations[event]
+    for event in range(n):
+        feature = features_between[event]
         target = place[feature]
         place[feature] = target + 1
-        by_feature[target] = ordinals[event]
-        values_by_feature[target] = activations[event]
+        by_feature[target] = ordinals_between[event]
+        values_by_feature[target] = values_between[event]
 
 
 @no_type_check
 @_compiled
-def statistics(starts, counts, documents, activations, mean, deviation, largest, document_counts):
-    """Writes mean and standard deviation of |activation|, its maximum, and the number of documents of each feature."""
+def merge_chunk(counts, place, ordinals, activations, merged_ordinals, merged_activations):
+    """Copies a chunk's events of a range of features behind those of earlier chunks; moves `place` on."""
+    source = 0
+    for feature in range(len(counts)):
+        target, n = place[feature], counts[feature]
+        for event in range(n):
+            merged_ordinals[target + event] = ordinals[source + event]
+            merged_activations[target + event] = activations[source + event]
+        place[feature] = target + n
+        source += n
+
+
+@no_type_check
+@_compiled
+def statistics(
+    starts, counts, ordinals, activations, bits, facts, first_bin, documents, positions, tokens, windows, mean,
+    deviation, largest, document_counts, histogram,
+):  # fmt: skip
+    """Looks up each event's document, position, token and window, and sums up each feature.
+
+    `facts` [text, 4] holds these of each place in the text, `bits` the activations' own as int32. Writes mean
+    and standard deviation of |activation|, its maximum, the number of documents, and adds to the histogram [features,
+    bins], whose bins are the upper bits of |activation|, counted from `first_bin` and limited to those that there are.
+    """
+    n_bins = histogram.shape[1]
     for feature in range(len(starts)):
         first, n = starts[feature], counts[feature]
-        total, highest, seen = 0.0, np.float32(0), 0
+        total, highest, seen, last = 0.0, np.float32(0), 0, np.int32(-1)
         for event in range(first, first + n):
+            ordinal = ordinals[event]
+            document = facts[ordinal, 0]
+            documents[event], positions[event] = document, facts[ordinal, 1]
+            tokens[event], windows[event] = facts[ordinal, 2], facts[ordinal, 3]
             size = abs(activations[event])
             total += size
             highest = max(highest, size)
-            if event == first or documents[event] != documents[event - 1]:
+            if document != last:
                 seen += 1
+                last = document
+            place = ((bits[event] & np.int32(0x7FFFFFFF)) >> HISTOGRAM_SHIFT) - first_bin
+            histogram[feature, min(max(place, 0), n_bins - 1)] += 1
         middle = total / max(n, 1)
         spread = 0.0
         for event in range(first, first + n):
@@ -61,66 +128,135 @@ def statistics(starts, counts, documents, activations, mean, deviation, largest,
 
 @no_type_check
 @_compiled
-def window_peaks(starts, counts, ordinals, activations, windows, peaks):
-    """Writes the first strongest event of each feature in each window; returns how many there are."""
+def window_peaks(starts, counts, windows, bits, index_bits, peaks, keys, peak_counts):
+    """Writes the first strongest event of each feature in each window, and a key that sorts it.
+
+    `windows` are those of the events; the events of a feature in one window stand together. Keys rise with the feature,
+    then fall with the strength, then rise with the event; `index_bits` of them number the peak. Returns how many peaks
+    there are.
+    """
     found = 0
     for feature in range(len(starts)):
-        window, strongest = np.int64(-1), np.float32(0)
+        window, strongest, before = np.int32(-1), np.int32(-1), found
         for event in range(starts[feature], starts[feature] + counts[feature]):
-            size = abs(activations[event])
-            if windows[ordinals[event]] != window:
-                window = windows[ordinals[event]]
+            size = bits[event] & np.int32(0x7FFFFFFF)
+            if windows[event] != window:
+                window = windows[event]
                 peaks[found], strongest = event, size
                 found += 1
             elif size > strongest:
                 peaks[found - 1], strongest = event, size
+        for peak in range(before, found):
+            size = np.int64(0x7FFFFFFF) - np.int64(bits[peaks[peak]] & np.int32(0x7FFFFFFF))
+            strength = np.uint64((np.int64(feature) << 31) | size)
+            keys[peak] = (strength << np.uint64(index_bits)) | np.uint64(peak)
+        peak_counts[feature] = found - before
     return found
 
 
 @no_type_check
 @_compiled
-def mark_strongest(features, documents, n_documents, top, per_document, mark):
-    """Marks the first `top` of each feature's peaks, from strong to weak, at most `per_document` of a document."""
+def choose_peaks(
+    order, peak_counts, peaks, documents, n_documents, top, per_document, draws, stratum_examples, out_events,
+    out_strata, out_ranks, out_counts,
+):  # fmt: skip
+    """Writes the examples of each feature, whose peaks stand in `order` from strong to weak; returns how many.
+
+    Stratum 0 is the first `top` peaks, at most `per_document` of a document. The others are cut into equal parts; from
+    each `stratum_examples` are taken at even distances, from the start that `draws` [features, strata] gives.
+    """
+    strata = draws.shape[1]
     taken = np.zeros(n_documents, np.int32)
-    event = 0
-    while event < len(features):
-        first, found = event, 0
-        while event < len(features) and features[event] == features[first]:
+    others = np.empty(peak_counts.max() if len(peak_counts) else 0, np.int64)
+    out, start = 0, 0
+    for feature in range(len(peak_counts)):
+        before, n_others, rank = out, 0, 0
+        for place in range(start, start + peak_counts[feature]):
+            event = peaks[order[place]]
             document = documents[event]
-            if found < top and taken[document] < per_document:
+            if rank < top and taken[document] < per_document:
                 taken[document] += 1
-                mark[event] = True
-                found += 1
-            event += 1
-        for settled in range(first, event):
-            taken[documents[settled]] = 0
+                out_events[out], out_strata[out], out_ranks[out] = event, 0, rank
+                out += 1
+                rank += 1
+            else:
+                others[n_others] = event
+                n_others += 1
+        for chosen in range(before, out):
+            taken[documents[out_events[chosen]]] = 0
+        start += peak_counts[feature]
+        for stratum in range(strata):
+            low, high = n_others * stratum // strata, n_others * (stratum + 1) // strata
+            last, rank = np.int64(-1), 0
+            for number in range(stratum_examples):
+                place = np.int64((high - low) * (number + draws[feature, stratum]) / stratum_examples)
+                place = min(place, high - low - 1)
+                if place >= 0 and place != last:
+                    out_events[out], out_strata[out], out_ranks[out] = others[low + place], stratum + 1, rank
+                    out += 1
+                    rank += 1
+                last = place
+        out_counts[feature] = out - before
+    return out
 
 
 @no_type_check
 @_compiled
-def strongest_tokens(starts, counts, ordinals, activations, tokens, vocab, limit, out_tokens, out_counts, out_shares):
+def mark_shown(starts, counts, documents, positions, example_counts, shown_events, before, after, mark):
+    """Marks the events of each feature within `before` and `after` tokens of one of its `shown_events`.
+
+    These stand by feature, `example_counts` of each, in any order; what is marked lies in the same document.
+    """
+    shown = 0
+    for feature in range(len(starts)):
+        first, end = starts[feature], starts[feature] + counts[feature]
+        for example in range(shown, shown + example_counts[feature]):
+            middle = shown_events[example]
+            event = middle
+            while event >= first and documents[event] == documents[middle]:
+                if positions[event] < positions[middle] - before:
+                    break
+                mark[event] = True
+                event -= 1
+            event = middle + 1
+            while event < end and documents[event] == documents[middle]:
+                if positions[event] > positions[middle] + after:
+                    break
+                mark[event] = True
+                event += 1
+        shown += example_counts[feature]
+
+
+@no_type_check
+@_compiled
+def strongest_tokens(starts, counts, activations, tokens, vocab, limit, out_tokens, out_counts, out_shares):
     """Writes the tokens with the largest share of a feature's |activation|, at most `limit`; returns rows by feature.
 
-    Rows stand by feature, then from the largest share to the smallest, equal ones by token.
+    `tokens` [n] are those of the events. Rows stand by feature, then from the largest share to the smallest, equal ones
+    by token.
     """
-    times, mass = np.zeros(vocab, np.int64), np.zeros(vocab, np.float64)
+    sums = np.zeros((vocab, 2), np.float64)  # times and mass side by side: one look into memory for each event
     touched = np.empty(vocab, np.int64)
     rows = np.zeros(len(starts), np.int64)
     out = 0
     for feature in range(len(starts)):
         n_touched, total = 0, 0.0
         for event in range(starts[feature], starts[feature] + counts[feature]):
-            token, size = tokens[ordinals[event]], abs(activations[event])
-            if times[token] == 0:
+            token, size = tokens[event], abs(activations[event])
+            if sums[token, 0] == 0:
                 touched[n_touched] = token
                 n_touched += 1
-            times[token] += 1
-            mass[token] += size
+            sums[token, 0] += 1
+            sums[token, 1] += size
             total += size
-        first = out
+        first, least = out, -1.0
         for place in range(n_touched):
             token = touched[place]
-            share = np.float32(mass[token] / total) if total != 0 else np.float32(0)
+            times, mass = sums[token, 0], sums[token, 1]
+            sums[token, 0], sums[token, 1] = 0, 0
+            if mass < least:
+                continue
+            share = np.float32(mass / total) if total != 0 else np.float32(0)
             row = out
             if out - first == limit:
                 row -= 1
@@ -135,10 +271,10 @@ def strongest_tokens(starts, counts, ordinals, activations, tokens, vocab, limit
                 out_shares[row], out_tokens[row] = out_shares[row - 1], out_tokens[row - 1]
                 out_counts[row] = out_counts[row - 1]
                 row -= 1
-            out_shares[row], out_tokens[row], out_counts[row] = share, token, times[token]
-        for place in range(n_touched):
-            times[touched[place]] = 0
-            mass[touched[place]] = 0
+            out_shares[row], out_tokens[row], out_counts[row] = share, token, np.int64(times)
+            if out - first == limit:
+                # well below what rounds to the last row's share: spares the division
+                least = (np.float64(out_shares[out - 1]) * (1 - 1e-6)) * total
         rows[feature] = out - first
     return rows
 

@@ -1,16 +1,19 @@
 """Everything that is counted over events: from the sorted events of a range of features to rows of tables.
 
 Enters: `features.events` in the order of the features. Leaves: the Parquet files events, features, histograms,
-examples, feature_tokens, position_profiles, boundaries and coactivations. Ranges are tabulated side by side in threads
-and written in order.
+examples, feature_tokens, position_profiles, boundaries and coactivations. Ranges are read and tabulated side by side in
+threads and written in order. Where only examples are kept, the table events holds what is shown around them and nothing
+else; everything is counted over all events still.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,41 +21,81 @@ import pyarrow.parquet as pq
 
 from features import schema
 from features.coactivation import Coactivations
-from features.event_loops import statistics, strongest_tokens
+from features.event_loops import HISTOGRAM_SHIFT, mark_shown, statistics, strongest_tokens
 from features.events import EventRange, EventSpill
 from features.examples import choose_examples
+from features.store import SHOWN_AFTER, SHOWN_BEFORE
 from features.token_places import TokenPlaces
 
 if TYPE_CHECKING:
-    from features.index import Corpus, IndexConfig
+    from features.corpus import Corpus
+    from features.index import IndexConfig
 
 BINS_PER_OCTAVE = 4
 N_BINS = 40 * BINS_PER_OCTAVE  # from 2⁻²⁰ to 2²⁰
-_BIN_SHIFT = 21  # of a float32's 23 bits of mantissa, two stay
-_FIRST_BIN = (127 - 20) << (23 - _BIN_SHIFT)
+_FIRST_BIN = (127 - 20) << (23 - HISTOGRAM_SHIFT)
 EVENT_ROW_GROUP = 65_536
-RANGE_EVENTS = 1_500_000
+RANGE_EVENTS = 6 * EVENT_ROW_GROUP
+"""Events of a range; few enough that what is made of them stays in the caches."""
 TABLE_THREADS = 2
 
 
+class EventFacts(NamedTuple):
+    """What was written."""
+
+    live: int
+    """Features that are ever active."""
+    events: int
+    """Non-zero activations in all."""
+    kept_events: int
+    """Rows of the table events."""
+
+
 def write_table(build: Path, name: str, table: pa.Table, row_group: int = 131_072) -> None:
-    pq.write_table(table, build / f"{name}.parquet", compression="zstd", row_group_size=row_group)
+    """Writes a table; numbers by their differences or bytes, which costs less time than a dictionary of them."""
+    numbers = [
+        field for field in table.schema if not pa.types.is_string(field.type) and not pa.types.is_boolean(field.type)
+    ]
+    pq.write_table(
+        table,
+        build / f"{name}.parquet",
+        compression="zstd",
+        row_group_size=row_group,
+        use_dictionary=[  # pyright: ignore[reportArgumentType]  (its stub knows the boolean only)
+            field.name for field in table.schema if pa.types.is_string(field.type)
+        ],
+        column_encoding={
+            field.name: "BYTE_STREAM_SPLIT" if pa.types.is_floating(field.type) else "DELTA_BINARY_PACKED"
+            for field in numbers
+        },
+    )
 
 
 def write_event_tables(
-    build: Path, spill: EventSpill, corpus: Corpus, config: IndexConfig, sae: Any, lm: Any, advance: Any
-) -> int:
-    """Writes all tables that are counted over events; returns the number of live features."""
-    window_key = corpus.documents.astype(np.int64) << 32 | (corpus.positions // config.window_tokens)
-    windows = np.concatenate(([0], np.cumsum(window_key[1:] != window_key[:-1])))
-    norms = sae.W_dec.detach().float().norm(dim=1).cpu().numpy()
-    vocab = max(int(lm.vocab_size), int(corpus.tokens.max()) + 1)
+    build: Path,
+    spill: EventSpill,
+    corpus: Corpus,
+    config: IndexConfig,
+    norms: np.ndarray,
+    vocab: int,
+    advance: Callable[[int], object],
+    *,
+    keeps_all: bool = True,
+) -> EventFacts:
+    """Writes all tables that are counted over events.
+
+    `norms` are the lengths of the rows of W_dec, `vocab` the number of the model's tokens. Unless `keeps_all`, the
+    table events holds only what is shown around examples.
+    """
+    vocab = max(vocab, int(corpus.tokens.max()) + 1)
+    # what is looked up for every event lies in one line of memory
+    facts = np.stack([corpus.documents, corpus.positions, corpus.tokens, _windows(corpus, config)], axis=1)
+    n_documents = int(corpus.documents.max()) + 1
     counted = ("features", "examples", "histograms", "feature_tokens", "position_profiles", "boundaries")
     parts: dict[str, list[pa.Table]] = {name: [] for name in counted}
     places = TokenPlaces(corpus)
     together = Coactivations(corpus.is_indexed, len(norms), spill.n_events, config.coactivation_tokens, config.seed)
-    live = 0
-    first_event = 0
+    kept_counts: list[np.ndarray] = []
     event_schema = schema.TABLES["events"].arrow_schema()
     writer = pq.ParquetWriter(
         build / "events.parquet",
@@ -68,74 +111,123 @@ def write_event_tables(
         },
     )
 
-    def tabulate(events: EventRange, first_event: int) -> dict[str, pa.Table]:
-        documents = corpus.documents[events.ordinals]
+    def tabulate(read: Callable[[], EventRange]) -> tuple[dict[str, pa.Table], np.ndarray]:
+        events = read()
         together.take(events)
+        documents, positions, tokens, windows = (np.empty(events.features.size, dtype=np.int32) for _ in range(4))
+        features, histograms = _feature_rows(
+            events, facts, (documents, positions, tokens, windows), corpus.n_indexed, norms, config.histogram_bins
+        )
         chosen = choose_examples(
             events,
-            windows=windows,
-            documents=corpus.documents,
+            documents,
+            windows,
+            n_documents=n_documents,
             top=config.examples,
             per_document=config.per_document,
             strata=config.strata,
             stratum_examples=config.stratum_examples,
             seed=config.seed,
         )
-        return {
-            "events": pa.table(
-                [events.features, documents, corpus.positions[events.ordinals], events.activations],
-                schema=event_schema,
-            ),
-            "features": _feature_rows(events, documents, corpus.n_indexed, norms, first_event),
-            "histograms": _histogram_rows(events, config.histogram_bins),
+        at = chosen.events
+        columns, kept = [events.features, documents, positions, events.activations], events.counts
+        if not keeps_all:
+            shown = np.zeros(events.features.size, dtype=np.bool_)
+            mark_shown(
+                events.starts, events.counts, documents, positions, chosen.counts, at, SHOWN_BEFORE, SHOWN_AFTER, shown
+            )
+            columns = [column[shown] for column in columns]
+            kept = np.bincount(columns[0] - events.first, minlength=kept.size)
+        tables = {
+            "events": pa.table(columns, schema=event_schema),
+            "features": features,
+            "histograms": histograms,
             "examples": pa.table(
                 [
-                    chosen.features,
+                    events.features[at],
                     chosen.strata,
-                    chosen.ranks.astype(np.int32),
-                    corpus.documents[chosen.ordinals],
-                    corpus.positions[chosen.ordinals],
-                    chosen.activations,
+                    chosen.ranks,
+                    documents[at],
+                    positions[at],
+                    events.activations[at],
                 ],
                 schema=schema.TABLES["examples"].arrow_schema(),
             ),
-            "feature_tokens": _token_rows(events, corpus.tokens, vocab, config.feature_tokens),
+            "feature_tokens": _token_rows(events, tokens, vocab, config.feature_tokens),
             **places.tables(events),
         }
+        return tables, kept
 
-    def keep(made: dict[str, pa.Table]) -> None:
+    def keep(made: dict[str, pa.Table], kept: np.ndarray) -> None:
         writer.write_table(made["events"], row_group_size=EVENT_ROW_GROUP)
+        kept_counts.append(kept)
         for name, pieces in parts.items():
             pieces.append(made[name])
-        advance(made["events"].num_rows)
+        advance(int(made["features"]["count"].to_numpy().sum()))
 
     # loops and sorts let go of the interpreter: ranges are tabulated side by side, written in order
     with writer, ThreadPoolExecutor(TABLE_THREADS) as pool:
-        waiting: deque[Future[dict[str, pa.Table]]] = deque()
-        for events in spill.ranges(RANGE_EVENTS):
-            waiting.append(pool.submit(tabulate, events, first_event))
-            first_event += events.features.size
-            live += int((events.counts > 0).sum())
+        waiting: deque[Future[tuple[dict[str, pa.Table], np.ndarray]]] = deque()
+        for read in spill.ranges(RANGE_EVENTS):
+            waiting.append(pool.submit(tabulate, read))
             while len(waiting) > TABLE_THREADS:
-                keep(waiting.popleft().result())
+                keep(*waiting.popleft().result())
         while waiting:
-            keep(waiting.popleft().result())
+            keep(*waiting.popleft().result())
     tables = {name: pa.concat_tables(pieces) for name, pieces in parts.items()}
-    tables["feature_tokens"] = tables["feature_tokens"].sort_by([("token_id", "ascending"), ("mass", "descending")])
+    kept = np.concatenate(kept_counts)
+    first_event = pa.array(np.cumsum(kept) - kept, pa.int64())
+    features = tables["features"]
+    tables["features"] = features.set_column(features.schema.get_field_index("first_event"), "first_event", first_event)
+    tables["feature_tokens"] = _by_token(tables["feature_tokens"])
     tables["coactivations"] = together.table(config.coactivations)
-    for name, table in tables.items():
-        write_table(build, name, table)
-    return live
+    with ThreadPoolExecutor(TABLE_THREADS) as pool:
+        list(pool.map(partial(write_table, build), tables, tables.values()))
+    counts = features["count"].to_numpy()
+    return EventFacts(int((counts > 0).sum()), int(counts.sum()), int(kept.sum()))
+
+
+def _windows(corpus: Corpus, config: IndexConfig) -> np.ndarray:
+    """int32 [n]: the number of each token's window."""
+    key = corpus.documents.astype(np.int64) << 32 | (corpus.positions // config.window_tokens)
+    return np.concatenate(([0], np.cumsum(key[1:] != key[:-1]))).astype(np.int32)
+
+
+def _by_token(table: pa.Table) -> pa.Table:
+    """Rows of feature_tokens ordered by token, then from the largest share, then by feature."""
+    token, mass = table["token_id"].to_numpy().astype(np.int64), table["mass"].to_numpy()
+    # shares are positive: the bits of a float32 rise with it
+    return table.take(np.argsort(token << 32 | (0x7FFFFFFF - mass.view(np.int32).astype(np.int64)), kind="stable"))
 
 
 def _feature_rows(
-    events: EventRange, documents: np.ndarray, n_indexed: int, norms: np.ndarray, first_event: int
-) -> pa.Table:
+    events: EventRange,
+    facts: np.ndarray,
+    places: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    n_indexed: int,
+    norms: np.ndarray,
+    max_bins: int,
+) -> tuple[pa.Table, pa.Table]:
+    """Rows of features and histograms; fills `places` with document, position, token and window of each event."""
     n = events.last - events.first
     mean, deviation, largest = (np.empty(n, dtype=np.float32) for _ in range(3))
-    document_counts = np.empty(n, dtype=np.int32)
-    statistics(events.starts, events.counts, documents, events.activations, mean, deviation, largest, document_counts)
-    return pa.table(
+    document_counts, histogram = np.empty(n, dtype=np.int32), np.zeros((n, N_BINS), dtype=np.int64)
+    statistics(
+        events.starts,
+        events.counts,
+        events.ordinals,
+        events.activations,
+        events.activations.view(np.int32),
+        facts,
+        _FIRST_BIN,
+        *places,
+        mean,
+        deviation,
+        largest,
+        document_counts,
+        histogram,
+    )
+    features = pa.table(
         [
             np.arange(events.first, events.last, dtype=np.int32),
             events.counts.astype(np.int64),
@@ -146,10 +238,11 @@ def _feature_rows(
             document_counts,
             events.counts == 0,
             norms[events.first : events.last].astype(np.float32),
-            (events.starts + first_event).astype(np.int64),
+            np.zeros(n, dtype=np.int64),
         ],
         schema=schema.TABLES["features"].arrow_schema(),
     )
+    return features, _histogram_rows(histogram, events.first, max_bins)
 
 
 def histogram_bins(activations: np.ndarray) -> np.ndarray:
@@ -157,21 +250,18 @@ def histogram_bins(activations: np.ndarray) -> np.ndarray:
 
     The bins are the upper bits of the float32 itself (exponent and two bits of mantissa), which rise with the value.
     """
-    bits = np.ascontiguousarray(activations, dtype=np.float32).view(np.int32) >> _BIN_SHIFT
+    bits = np.ascontiguousarray(activations, dtype=np.float32).view(np.int32) >> HISTOGRAM_SHIFT
     return np.clip(bits - _FIRST_BIN, 0, N_BINS - 1)
 
 
 def histogram_edge(bins: np.ndarray) -> np.ndarray:
     """Lower edges of bins."""
-    return ((np.asarray(bins, dtype=np.int32) + _FIRST_BIN) << _BIN_SHIFT).view(np.float32)
+    return ((np.asarray(bins, dtype=np.int32) + _FIRST_BIN) << HISTOGRAM_SHIFT).view(np.float32)
 
 
-def _histogram_rows(events: EventRange, max_bins: int) -> pa.Table:
-    n_bins = N_BINS
-    n = events.last - events.first
-    local = (events.features - events.first).astype(np.int64)
-    bins = histogram_bins(np.abs(events.activations))
-    counts = np.bincount(local * n_bins + bins, minlength=n * n_bins).reshape(n, n_bins)
+def _histogram_rows(counts: np.ndarray, first: int, max_bins: int) -> pa.Table:
+    """The highest `max_bins` bins of each feature of `counts` [features, bins]; what lies below joins the lowest."""
+    n, n_bins = counts.shape
     highest = n_bins - 1 - np.argmax(counts[:, ::-1] > 0, axis=1)
     lowest_kept = np.maximum(highest - max_bins + 1, 0)
     column = np.arange(n_bins)
@@ -181,7 +271,7 @@ def _histogram_rows(events: EventRange, max_bins: int) -> pa.Table:
     feature, bins = np.nonzero(counts)
     return pa.table(
         [
-            (feature + events.first).astype(np.int32),
+            (feature + first).astype(np.int32),
             bins.astype(np.int32),
             histogram_edge(bins),
             histogram_edge(bins + 1),
@@ -195,7 +285,7 @@ def _token_rows(events: EventRange, tokens: np.ndarray, vocab: int, limit: int) 
     most = int(np.minimum(events.counts, min(limit, vocab)).sum())
     found, times, shares = np.empty(most, np.int32), np.empty(most, np.int64), np.empty(most, np.float32)
     rows = strongest_tokens(
-        events.starts, events.counts, events.ordinals, events.activations, tokens, vocab, limit, found, times, shares
+        events.starts, events.counts, events.activations, tokens, vocab, limit, found, times, shares
     )
     n = int(rows.sum())
     features = np.repeat(np.arange(events.first, events.last, dtype=np.int32), rows)

@@ -4,8 +4,8 @@ Enters: batches of (feature, token number, activation) in the order of the text.
 (feature, token number), in ranges of features that fit in memory.
 
 1. Events gather in memory; at `chunk_events` they are sorted by feature, keeping their order, and written as one
-   chunk: counts per feature, token numbers, activations. A chunk becomes visible only when complete, under the numbers
-   of the batches that it holds: several processes fill one folder.
+   chunk: counts per feature, token numbers, activations, eight bytes an event. A chunk becomes visible only when
+   complete, under the numbers of the batches that it holds: several processes fill one folder.
 2. A range of features is read from all chunks and merged without comparing anything: chunks follow the text, so the
    place of each event is the feature's start plus what earlier chunks hold of the feature (a counting sort).
 """
@@ -15,14 +15,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from features.event_loops import gather_by_feature
+from features.event_loops import gather_by_feature, merge_chunk, take_codes
+
+WRITERS = 2
+"""Chunks that are sorted and written side by side, while the next one fills."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class EventRange:
     features: np.ndarray
     """int32 [n]: the feature of each event."""
     ordinals: np.ndarray
-    """int64 [n]: number of the token in the text."""
+    """int32 [n]: number of the token in the text."""
     activations: np.ndarray
     """float32 [n]."""
 
@@ -44,12 +50,6 @@ class EventRange:
     def starts(self) -> np.ndarray:
         """int64 [last − first]: each feature's first event."""
         return np.cumsum(self.counts) - self.counts
-
-    def select(self, kept: np.ndarray) -> EventRange:
-        """The range with the events that the boolean or increasing index array `kept` picks."""
-        features = self.features[kept]
-        counts = np.bincount(features - self.first, minlength=self.last - self.first)
-        return EventRange(self.first, self.last, counts, features, self.ordinals[kept], self.activations[kept])
 
 
 class _Chunk(NamedTuple):
@@ -72,8 +72,11 @@ class EventSpill:
         self.folder = folder
         self.n_features = n_features
         self.chunk_events = chunk_events
-        self._pending: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        self._pending_events = 0
+        self._filling = _Buffer(0, n_features)
+        self._spare: list[_Buffer] = []
+        self._pending = 0
+        self._writer = ThreadPoolExecutor(WRITERS)
+        self._writing: deque[Future[_Buffer]] = deque()
         self._first = self._next = 0
         self.read_again()
 
@@ -92,80 +95,140 @@ class EventSpill:
                 facts = json.loads((path / "chunk.json").read_text())
                 found.append(_Chunk(facts["first"], facts["next"], facts["events"], path))
         self._chunks = sorted(found)
-        self.n_events = sum(chunk.events for chunk in found) + self._pending_events
+        self.n_events = sum(chunk.events for chunk in found) + self._pending
 
     def missing(self, n_batches: int) -> list[int]:
         """Returns the batches, of `n_batches`, that no chunk holds."""
         held = {number for chunk in self._chunks for number in range(chunk.first, chunk.next)}
         return [number for number in range(n_batches) if number not in held]
 
-    def append(self, batch: int, features: np.ndarray, ordinals: np.ndarray, activations: np.ndarray) -> None:
-        """Adds the events of the batch of this number, which stands behind those added before."""
+    def append(self, batch: int, indices: np.ndarray, values: np.ndarray, ordinals: np.ndarray) -> None:
+        """Adds the non-zero codes (`indices` and `values` [n, k], padded with −1) of the tokens `ordinals` [n], which
+        are the batch of this number and stand behind those added before."""
         if batch != self._next:
             self.flush()
-        if not self._pending:
+        if self._first == self._next:
             self._first = batch
-        self._pending.append((features, ordinals, activations))
-        self._pending_events += features.size
-        self.n_events += features.size
+        self._filling.make_room(self._pending, indices.size, self.chunk_events)
+        before = self._pending
+        self._pending = take_codes(
+            np.ascontiguousarray(indices),
+            np.ascontiguousarray(values, dtype=np.float32),
+            np.ascontiguousarray(ordinals, dtype=np.int32),
+            before,
+            self._filling.features,
+            self._filling.ordinals,
+            self._filling.activations,
+            self._filling.counts,
+        )
+        self.n_events += self._pending - before
         self._next = batch + 1
-        if self._pending_events >= self.chunk_events:
+        if self._pending >= self.chunk_events:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what is in memory as a chunk."""
-        if not self._pending:
+        """Has what is in memory written as a chunk by another thread."""
+        if self._next == self._first:
             return
-        features = np.concatenate([part[0] for part in self._pending])
-        ordinals = np.concatenate([part[1] for part in self._pending])
-        activations = np.concatenate([part[2] for part in self._pending])
-        counts = np.bincount(features, minlength=self.n_features)
-        by_feature, values_by_feature = np.empty_like(ordinals), np.empty_like(activations)
-        gather_by_feature(features, ordinals, activations, counts, by_feature, values_by_feature)
-        chunk = self.folder / f"chunk-{self._first:09d}-{self._next:09d}"
-        partial = chunk.with_suffix(".partial")
-        partial.mkdir()
-        np.save(partial / "counts.npy", counts)
-        np.save(partial / "ordinals.npy", by_feature)
-        np.save(partial / "activations.npy", values_by_feature)
-        facts = {"events": int(features.size), "first": self._first, "next": self._next}
-        (partial / "chunk.json").write_text(json.dumps(facts))
-        os.replace(partial, chunk)
-        self._chunks.append(_Chunk(self._first, self._next, int(features.size), chunk))
+        while len(self._writing) >= WRITERS:
+            self._spare.append(self._writing.popleft().result())
+        n = self._pending
+        chunk = _Chunk(self._first, self._next, n, self.folder / f"chunk-{self._first:09d}-{self._next:09d}")
+        self._writing.append(self._writer.submit(_write_chunk, chunk, self._filling))
+        self._chunks.append(chunk)
         self._chunks.sort()
-        self._pending, self._pending_events = [], 0
+        self._pending, self._first = 0, self._next
+        self._filling = self._spare.pop() if self._spare else _Buffer(0, self.n_features)
+        self._filling.counts[:] = 0
 
-    def ranges(self, max_events: int = 4_000_000, max_features: int = 1024) -> Iterator[EventRange]:
-        """Yields all features in ranges of at most `max_events` events, or one feature where that alone has more."""
+    def close(self) -> None:
+        """Writes what is in memory and lets go of it."""
         self.flush()
-        paths = [chunk.path for chunk in self._chunks]
-        counts = [np.load(path / "counts.npy") for path in paths]
-        total = np.sum(counts, axis=0) if counts else np.zeros(self.n_features, dtype=np.int64)
-        offsets = [np.concatenate(([0], np.cumsum(count))) for count in counts]
-        ordinals = [np.load(path / "ordinals.npy", mmap_mode="r") for path in paths]
-        activations = [np.load(path / "activations.npy", mmap_mode="r") for path in paths]
+        while self._writing:
+            self._writing.popleft().result()
+        self._spare = []
+        self._filling = _Buffer(0, self.n_features)
+
+    def ranges(self, max_events: int = 4_000_000, max_features: int = 1024) -> Iterator[Callable[[], EventRange]]:
+        """Yields all features in ranges of at most `max_events` events, or one feature where that alone has more.
+
+        Each is given as a call that reads it, which may run in any thread.
+        """
+        self.close()
+        counts = [np.memmap(chunk.path / "counts", dtype=np.int32, mode="r") for chunk in self._chunks]
+        total = np.zeros(self.n_features, dtype=np.int64)
+        for count in counts:
+            total += count
+        starts = [0] * len(counts)
         for first, last in split_features(total, max_events, max_features):
-            wanted = total[first:last]
-            size = int(wanted.sum())
-            place = np.cumsum(wanted) - wanted
-            merged_ordinals = np.empty(size, dtype=np.int64)
-            merged_activations = np.empty(size, dtype=np.float32)
-            for count, offset, chunk_ordinals, chunk_activations in zip(
-                counts, offsets, ordinals, activations, strict=True
-            ):
-                part = count[first:last]
-                start, stop = offset[first], offset[last]
-                source_start = offset[first:last] - start
-                target = np.repeat(place - source_start, part) + np.arange(stop - start)
-                merged_ordinals[target] = chunk_ordinals[start:stop]
-                merged_activations[target] = chunk_activations[start:stop]
-                place = place + part
-            features = np.repeat(np.arange(first, last, dtype=np.int32), wanted)
-            yield EventRange(first, last, wanted, features, merged_ordinals, merged_activations)
+            parts = [np.array(count[first:last]) for count in counts]
+            yield partial(self._read, first, last, total[first:last], parts, list(starts))
+            starts = [start + int(part.sum()) for start, part in zip(starts, parts, strict=True)]
+
+    def _read(
+        self, first: int, last: int, counts: np.ndarray, parts: Sequence[np.ndarray], starts: Sequence[int]
+    ) -> EventRange:
+        """Merges the events of a range from all chunks, in which they begin at `starts`."""
+        size = int(counts.sum())
+        ordinals, activations = np.empty(size, dtype=np.int32), np.empty(size, dtype=np.float32)
+        place = np.cumsum(counts) - counts
+        for chunk, part, start in zip(self._chunks, parts, starts, strict=True):
+            n = int(part.sum())
+            chunk_ordinals, chunk_activations = (
+                np.fromfile(chunk.path / name, dtype=kind, count=n, offset=4 * start)
+                for name, kind in (("ordinals", np.int32), ("activations", np.float32))
+            )
+            merge_chunk(part, place, chunk_ordinals, chunk_activations, ordinals, activations)
+        features = np.repeat(np.arange(first, last, dtype=np.int32), counts)
+        return EventRange(first, last, counts, features, ordinals, activations)
 
     def remove(self) -> None:
         """Deletes the chunks."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class _Buffer:
+    """Events in the order of the text, as they come, and how many each feature has."""
+
+    def __init__(self, size: int, n_features: int) -> None:
+        self.features, self.ordinals = np.empty(size, dtype=np.int32), np.empty(size, dtype=np.int32)
+        self.activations = np.empty(size, dtype=np.float32)
+        self.counts = np.zeros(n_features, dtype=np.int64)
+
+    def make_room(self, held: int, more: int, chunk_events: int) -> None:
+        """Grows where `more` events do not fit behind the `held` ones: by doubling, up to a chunk and a batch."""
+        needed = held + more
+        if needed <= self.features.size:
+            return
+        size = max(needed, min(2 * needed, chunk_events + more))
+        for name in ("features", "ordinals", "activations"):
+            before = getattr(self, name)
+            larger = np.empty(size, dtype=before.dtype)
+            larger[:held] = before[:held]
+            setattr(self, name, larger)
+
+
+def _write_chunk(chunk: _Chunk, buffer: _Buffer) -> _Buffer:
+    """Sorts a buffer's events by feature and writes them, whole or not at all; returns the buffer for the next."""
+    n, counts = chunk.events, buffer.counts
+    by_feature, values_by_feature = np.empty(n, dtype=np.int32), np.empty(n, dtype=np.float32)
+    gather_by_feature(
+        buffer.features[:n], buffer.ordinals[:n], buffer.activations[:n], counts, by_feature, values_by_feature
+    )
+    unfinished = chunk.path.with_suffix(".partial")
+    unfinished.mkdir()
+    for name, column in (
+        ("counts", counts.astype(np.int32)),
+        ("ordinals", by_feature),
+        ("activations", values_by_feature),
+    ):
+        # numpy's own writers do not say that a disk is full
+        with open(unfinished / name, "wb") as file:
+            file.write(column.data)
+    facts = {"events": chunk.events, "first": chunk.first, "next": chunk.next}
+    (unfinished / "chunk.json").write_text(json.dumps(facts))
+    os.replace(unfinished, chunk.path)
+    return buffer
 
 
 def split_features(counts: np.ndarray, max_events: int, max_features: int) -> Iterator[tuple[int, int]]:

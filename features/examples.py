@@ -16,20 +16,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features import event_loops
-from features.event_loops import mark_strongest
+from features.event_loops import choose_peaks, window_peaks
 from features.events import EventRange
 
 
 @dataclass(frozen=True)
 class ExampleRows:
-    """Rows of `examples`, ordered by (feature, stratum, rank); tokens by their number in the text."""
+    """Rows of `examples`, ordered by (feature, stratum, rank)."""
 
-    features: np.ndarray
+    counts: np.ndarray
+    """int64 [features]: examples of each feature of the range."""
+    events: np.ndarray
+    """int64 [n]: the event that each example is about, by its number in the range."""
     strata: np.ndarray
+    """int8 [n]."""
     ranks: np.ndarray
-    ordinals: np.ndarray
-    activations: np.ndarray
+    """int32 [n]."""
 
 
 def uniform(seed: int, features: np.ndarray, n: int) -> np.ndarray:
@@ -42,13 +44,6 @@ def uniform(seed: int, features: np.ndarray, n: int) -> np.ndarray:
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         state = (state ^ (state >> np.uint64(shift))) * np.uint64(factor)
     return ((state ^ (state >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
-
-
-def window_peaks(events: EventRange, windows: np.ndarray) -> EventRange:
-    """The first strongest event of each feature in each window; `windows` numbers the window of each token."""
-    peaks = np.empty(events.features.size, dtype=np.int64)
-    found = event_loops.window_peaks(events.starts, events.counts, events.ordinals, events.activations, windows, peaks)
-    return events.select(peaks[:found])
 
 
 def order_by_activation(features: np.ndarray, activations: np.ndarray) -> np.ndarray:
@@ -66,54 +61,45 @@ def order_by_activation(features: np.ndarray, activations: np.ndarray) -> np.nda
     return (packed & np.uint64((1 << index_bits) - 1)).astype(np.int64)
 
 
-def rank_within(groups: np.ndarray) -> np.ndarray:
-    """For sorted `groups`: 0, 1, 2, … inside each run of equal values."""
-    if groups.size == 0:
-        return np.zeros(0, dtype=np.int64)
-    starts = np.flatnonzero(np.concatenate(([True], groups[1:] != groups[:-1])))
-    return np.arange(groups.size) - np.repeat(starts, np.diff(np.append(starts, groups.size)))
-
-
 def choose_examples(
     events: EventRange,
-    *,
-    windows: np.ndarray,
     documents: np.ndarray,
+    windows: np.ndarray,
+    *,
+    n_documents: int,
     top: int,
     per_document: int,
     strata: int,
     stratum_examples: int,
     seed: int,
 ) -> ExampleRows:
-    """Chooses the examples of a range of features; `windows` and `documents` number those of each token."""
-    peaks = window_peaks(events, windows)
-    order = order_by_activation(peaks.features, np.abs(peaks.activations))
-    features = peaks.features[order]
-    is_top = np.zeros(features.size, dtype=bool)
-    n_documents = int(documents.max(initial=-1)) + 1
-    mark_strongest(features, documents[peaks.ordinals[order]], n_documents, top, per_document, is_top)
-
-    others = np.flatnonzero(~is_top)
-    chosen = [np.flatnonzero(is_top)]
-    chosen_strata = [np.zeros(chosen[0].size, dtype=np.int8)]
-    if strata and stratum_examples and others.size:
-        other_counts = np.bincount(features[others] - events.first, minlength=events.last - events.first)
-        other_starts = np.cumsum(other_counts) - other_counts
-        start = uniform(seed, np.arange(events.first, events.last), strata)[:, :, None]
-        edges = other_counts[:, None] * np.arange(strata + 1) // strata
-        low, length = edges[:, :-1, None], np.diff(edges, axis=1)[:, :, None]
-        place = (length * (np.arange(stratum_examples) + start) / stratum_examples).astype(np.int64)
-        place = low + np.minimum(place, np.maximum(length - 1, 0))
-        valid = np.broadcast_to(length > 0, place.shape).copy()
-        valid[:, :, 1:] &= place[:, :, 1:] != place[:, :, :-1]
-        index = (other_starts[:, None, None] + place)[valid]
-        chosen.append(others[index])
-        chosen_strata.append(np.broadcast_to(np.arange(1, strata + 1)[:, None], place.shape)[valid].astype(np.int8))
-
-    index = np.concatenate(chosen)
-    stratum = np.concatenate(chosen_strata)
-    final = np.lexsort((index, stratum, features[index]))
-    index, stratum = index[final], stratum[final]
-    ranks = rank_within(features[index].astype(np.int64) * (strata + 1) + stratum)
-    source = order[index]
-    return ExampleRows(features[index], stratum, ranks, peaks.ordinals[source], peaks.activations[source])
+    """Chooses the examples of a range of features; `documents` and `windows` are those of each event."""
+    n, size = events.last - events.first, events.features.size
+    peaks, keys, peak_counts = np.empty(size, np.int64), np.empty(size, np.uint64), np.empty(n, np.int64)
+    index_bits = max(size.bit_length(), 1)
+    assert index_bits + 31 + (n - 1).bit_length() <= 64, "a range is one feature or some million events"
+    bits = events.activations.view(np.int32)
+    found = window_peaks(events.starts, events.counts, windows, bits, index_bits, peaks, keys, peak_counts)
+    ordered = keys[:found]
+    ordered.sort()
+    order = (ordered & np.uint64((1 << index_bits) - 1)).view(np.int64)
+    draws = uniform(seed, np.arange(events.first, events.last), strata)
+    most = int(np.minimum(peak_counts, top + strata * stratum_examples).sum())
+    chosen, in_strata, ranks = np.empty(most, np.int64), np.empty(most, np.int8), np.empty(most, np.int32)
+    counts = np.empty(n, np.int64)
+    stop = choose_peaks(
+        order,
+        peak_counts,
+        peaks,
+        documents,
+        n_documents,
+        top,
+        per_document,
+        draws,
+        stratum_examples,
+        chosen,
+        in_strata,
+        ranks,
+        counts,
+    )
+    return ExampleRows(counts, chosen[:stop], in_strata[:stop], ranks[:stop])

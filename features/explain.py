@@ -111,6 +111,7 @@ def explain(dictionary: Dictionary, config: ExplainConfig | None = None) -> Expl
     config = config or ExplainConfig()
     started = time.perf_counter()
     store = dictionary.store
+    store.require_all_events("fitting rules")
     sample = _Sample(dictionary, config)
     facts = store.query("select feature, count, is_dead, first_event from features order by feature")
     counts, first_event = facts["count"].to_numpy(), facts["first_event"].to_numpy()

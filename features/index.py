@@ -1,13 +1,14 @@
-"""The index: one pass of text through the language model and the SAE, for all features at once.
+"""The index: one pass of text through the language model and its SAEs, for all features at once.
 
-Enters: an SAE of any architecture, the language model it reads, and rows of tokens with their documents. Leaves: a
-dictionary folder (`features.store`).
+Enters: one or many SAEs of any architecture, the language model they read, and rows of tokens with their documents.
+Leaves: a dictionary folder for each SAE (`features.store`).
 
-1. Forward up to the SAE's deepest site, encode; the non-zero codes at counted tokens are the events (feature, token
-   number, activation). They gather in `features.events`, which turns them from the order of the text into that of the
-   features.
+1. Forward up to the deepest site of all, once for each batch; every SAE encodes. The non-zero codes at counted tokens
+   are the events (feature, token number, activation). They gather in `features.events`, which turns them from the order
+   of the text into that of the features.
 2. Range by range of features: the table of all events, counts, mean, standard deviation, maximum, a histogram of
    quarter octaves, the examples (`features.examples`), and the tokens that hold most of each feature's activation.
+   With `events="examples"`, and above `event_limit`, of the events themselves only those around examples are kept.
 3. From the weights: neighbours (`features.geometry`) and effects on logits (`features.logit_effects`).
 4. The build folder is complete when `dictionary.json` names it, which happens in one step at the end. A killed build
    is never opened; the same call goes on from its last complete chunk of events.
@@ -19,31 +20,46 @@ negative, events and examples keep the sign, and everything that says how strong
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from activations.buckets import capture_tokens
 from activations.processes import current
 from activations.progress import progress
-from features import coactivation, geometry, logit_effects, schema, wiring
+from features import coactivation, geometry, logit_effects, wiring
+from features.corpus import Corpus, arrange_corpus, write_corpus_tables
 from features.event_tables import write_event_tables, write_table
 from features.events import EventSpill
-from features.store import FORMAT, MANIFEST, describe_files, read_manifest, write_json
-from features.text import TOKEN_ROW_GROUP
+from features.store import (
+    FORMAT,
+    MANIFEST,
+    SPILL,
+    BuildLock,
+    describe_files,
+    read_manifest,
+    remove_build,
+    write_json,
+)
 
-SPILL_BYTES_PER_EVENT = 12
+if TYPE_CHECKING:
+    from features.dictionary import Dictionary
+
+SPILL_BYTES_PER_EVENT = 8
+STORED_BYTES_PER_EVENT = 8
+"""Bytes that an event takes in the table events, at most about that many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +94,11 @@ class IndexConfig:
     """Most bins of a feature's histogram (quarter octaves of activation; smaller values join the lowest bin)."""
     feature_tokens: int = 64
     """Tokens kept for search of each feature, those with most of its activation."""
+    events: Literal["all", "examples"] = "all"
+    """Which events (non-zero activations) stay: all, or only those shown around examples, which takes a small part of
+    the room; statistics and examples are the same, but what asks about all events is refused (docs/indexing.md)."""
     event_limit: int = 5_000_000_000
-    """Most events (non-zero activations) that the dictionary may hold."""
+    """Above this number of events only those around examples stay, also with events=all."""
     seed: int = 0
     """Seed of the sampled examples."""
 
@@ -95,116 +114,44 @@ class IndexConfig:
             raise ValueError(f"index.total_tokens={self.total_tokens}, expected at least 1: raise it or leave it out")
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """The tokens to index in the order of (document, position), numbered from 0: their ordinals."""
+class Codes(NamedTuple):
+    """What an SAE makes of the counted tokens of a batch, [n, k] each, padded with index −1."""
 
-    rows: Any
-    """TokenRows in the order of the text."""
-    ordinal_of: np.ndarray
-    """int64 [rows, context]: the token's number, −1 at padding."""
-    tokens: np.ndarray
-    """int32 [n]."""
-    documents: np.ndarray
-    """int32 [n]."""
-    positions: np.ndarray
-    """int32 [n]."""
-    context_positions: np.ndarray
-    """int32 [n]: column in the row that the model reads."""
-    is_indexed: np.ndarray
-    """bool [n]: counts in the statistics."""
-
-    @property
-    def n_indexed(self) -> int:
-        return int(self.is_indexed.sum())
-
-
-def arrange_corpus(rows: Any, special_ids: frozenset[int], total_tokens: int | None) -> Corpus:
-    """Numbers the tokens of `rows` in the order of the text; tokens in `special_ids` are kept but not counted.
-
-    Raises:
-        ValueError: no token to index, or a token that stands in the text twice.
-    """
-    tokens, documents, positions = (np.asarray(part) for part in (rows.tokens, rows.documents, rows.positions))
-    kept = getattr(rows, "kept", None)
-    kept = np.ones(tokens.shape, dtype=bool) if kept is None else kept
-    if total_tokens is not None and tokens.size:
-        some = slice(max(1, -(-total_tokens // tokens.shape[1])))
-        tokens, documents, positions, kept = tokens[some], documents[some], positions[some], kept[some]
-    if not _in_order(documents, positions):
-        real = documents >= 0
-        first = np.where(real.any(1), real.argmax(1), 0)
-        line = np.arange(len(documents))
-        order = np.lexsort(
-            (positions[line, first], np.where(real.any(1), documents[line, first], np.iinfo(np.int32).max))
-        )
-        tokens, documents, positions, kept = tokens[order], documents[order], positions[order], kept[order]
-        if not _in_order(documents, positions):
-            raise ValueError(
-                "the rows to index hold a token twice or documents out of order, expected rows of consecutive tokens: "
-                "pack the documents with activations.tokens"
-            )
-    real = documents >= 0
-    ordinal_of = np.full(documents.shape, -1, dtype=np.int64)
-    ordinal_of[real] = np.arange(int(real.sum()))
-    flat = tokens[real].astype(np.int32)
-    is_indexed = kept[real] & ~np.isin(flat, np.fromiter(special_ids, dtype=np.int32, count=len(special_ids)))
-    if not is_indexed.any():
-        raise ValueError(f"no token to index among {flat.size} tokens: expected text; check the data section")
-    columns = np.broadcast_to(np.arange(documents.shape[1], dtype=np.int32), documents.shape)
-    arranged = {"tokens": tokens, "documents": documents, "positions": positions}
-    if getattr(rows, "kept", None) is not None:
-        arranged["kept"] = kept
-    return Corpus(
-        dataclasses.replace(rows, **arranged),
-        ordinal_of,
-        flat,
-        documents[real].astype(np.int32),
-        positions[real].astype(np.int32),
-        np.ascontiguousarray(columns[real]),
-        is_indexed,
-    )
-
-
-def _in_order(documents: np.ndarray, positions: np.ndarray) -> bool:
-    real = documents >= 0
-    document, position = documents[real].astype(np.int64), positions[real].astype(np.int64)
-    step = np.diff(document)
-    return bool(np.all((step > 0) | ((step == 0) & (np.diff(position) == 1))))
+    indices: np.ndarray
+    values: np.ndarray
 
 
 def encode_events(
-    sae: Any, lm: Any, corpus: Corpus, sites: Sequence[str], batch_tokens: int, batches: Sequence[int]
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, int]]:
-    """Yields the events of the batches of these numbers as (features, ordinals, activations, tokens).
+    saes: Sequence[Any], lm: Any, corpus: Corpus, batch_tokens: int, wanted: Mapping[int, Sequence[int]]
+) -> Iterator[tuple[int, dict[int, Codes], np.ndarray, int]]:
+    """Yields batch after batch: its number, codes by SAE, the numbers of the tokens encoded, and how many there are.
+
+    `wanted` says for each batch, by its number, which of the SAEs need it. The model runs once for all of these, up to
+    the deepest site that one of them reads.
 
     Raises:
         ValueError: activations that are not finite; the message names site, row and document.
     """
     tokens = np.asarray(corpus.rows.tokens)
     batch_rows = max(1, batch_tokens // tokens.shape[1])
-    device = next(sae.parameters()).device
     indexed = np.zeros(corpus.ordinal_of.shape, dtype=bool)
     indexed[corpus.ordinal_of >= 0] = corpus.is_indexed
-    for number in batches:
+    for number, chosen in wanted.items():
         rows = slice(number * batch_rows, (number + 1) * batch_rows)
-        is_token, wanted = corpus.ordinal_of[rows] >= 0, indexed[rows]
+        is_token, counted = corpus.ordinal_of[rows] >= 0, indexed[rows]
+        ordinals = corpus.ordinal_of[rows][counted]
+        sites = list(dict.fromkeys(site for place in chosen for site in saes[place].sites))
+        codes: dict[int, Codes] = {}
         with torch.no_grad():
-            captured = capture_tokens(lm, tokens[rows], is_token, wanted, sites)
-            kept = {site: x.to(device) for site, x in captured.items()}
-            codes = wiring.encode_sites(sae, kept)
-        values, indices = codes.values.float().cpu().numpy(), codes.indices.cpu().numpy()
-        ordinals = corpus.ordinal_of[rows][wanted]
-        for site, x in kept.items():
-            _check_finite(x, site, ordinals, corpus)
-        is_event = (indices >= 0) & (values != 0)
-        row_of = np.repeat(ordinals, values.shape[1])
-        if is_event.all():
-            events = indices.reshape(-1), row_of, values.reshape(-1)
-        else:
-            flat = is_event.reshape(-1)
-            events = indices[is_event], row_of[flat], values[is_event]
-        yield events[0], events[1], events[2], int(is_token.sum())
+            captured = capture_tokens(lm, tokens[rows], is_token, counted, sites)
+            for site, x in captured.items():
+                _check_finite(x, site, ordinals, corpus)
+            for place in chosen:
+                sae = saes[place]
+                device = next(sae.parameters()).device
+                found = wiring.encode_sites(sae, {site: captured[site].to(device) for site in sae.sites})
+                codes[place] = Codes(found.indices.cpu().numpy(), found.values.float().cpu().numpy())
+        yield number, codes, ordinals, int(is_token.sum())
 
 
 def _check_finite(x: torch.Tensor, site: str, ordinals: np.ndarray, corpus: Corpus) -> None:
@@ -232,27 +179,267 @@ def build_index(
     name: str | None = None,
     on_exists: Literal["resume", "error", "replace"] = "resume",
     other_model: bool = False,
-) -> Any:
+) -> Dictionary:
     """Builds the dictionary of `sae` over `rows` (TokenRows) in the folder `out` and returns it opened.
 
-    With `on_exists="resume"` a killed build goes on and a finished one of the same inputs is returned; a folder that
-    holds another dictionary is refused unless `on_exists="replace"`. `other_model` admits a model that the SAE was not
-    trained on, to compare the two. `data` is recorded as the source of the text.
-    Of several processes (`activations.processes`) each encodes its part of the batches; the first makes the tables.
+    `build_indexes` with one SAE; see there.
+    """
+    return build_indexes(
+        [sae],
+        lm,
+        rows,
+        [out],
+        config,
+        data=data,
+        exclude_special_tokens=exclude_special_tokens,
+        names=None if name is None else [name],
+        on_exists=on_exists,
+        other_model=other_model,
+    )[0]
+
+
+def build_indexes(
+    saes: Sequence[Any],
+    lm: Any,
+    rows: Any,
+    outs: Sequence[str | Path],
+    config: IndexConfig | None = None,
+    *,
+    data: Mapping[str, Any] | None = None,
+    exclude_special_tokens: bool = True,
+    names: Sequence[str] | None = None,
+    on_exists: Literal["resume", "error", "replace"] = "resume",
+    other_model: bool = False,
+) -> list[Dictionary]:
+    """Builds the dictionaries of many SAEs over `rows` (TokenRows) in one pass, and returns them opened.
+
+    SAEs of any kinds and widths at any sites of one model; the dictionary of each goes into the folder of `outs` in its
+    place, and is the one that it would be alone. With `on_exists="resume"` a killed build goes on, of each SAE with the
+    batches that it lacks, and a finished one of the same inputs is returned; a folder that holds another dictionary is
+    refused unless `on_exists="replace"`. `other_model` admits a model that the SAEs were not trained
+    on, to compare the two. `data` is recorded as the source of the text. Of several processes
+    (`activations.processes`) each encodes its part of the batches; the first makes the tables.
 
     Raises:
-        ValueError: no tokens, another model or width than the SAE's, activations that are not finite, too many events.
-        FileExistsError: `out` holds a dictionary of other inputs.
+        ValueError: no SAE, a folder named twice, no tokens, another model or width than an SAE's, activations that are
+            not finite.
+        FileExistsError: a folder holds a dictionary of other inputs.
+        OSError: the disk is full, or will be.
     """
     from features.dictionary import Dictionary
 
     config = config or IndexConfig()
-    out = Path(out)
     started = time.perf_counter()
+    folders = [Path(out) for out in outs]
+    if not saes or len(saes) != len(folders) or (names is not None and len(names) != len(saes)):
+        raise ValueError(
+            f"got {len(saes)} SAEs, {len(folders)} folders and {len(saes) if names is None else len(names)} names, "
+            "expected one of each for every SAE: pass lists of the same length"
+        )
+    resolved = [folder.resolve() for folder in folders]
+    if doubled := [folder for folder in resolved if resolved.count(folder) > 1]:
+        raise ValueError(f"{doubled[0]} is given for two dictionaries, expected a folder for each: name another one")
+    for sae in saes:
+        _check_sae(sae, lm, other_model)
+    special = frozenset(lm.special_ids) if exclude_special_tokens else frozenset()
+    corpus = arrange_corpus(rows, special, config.total_tokens)
+    facts = {"data": dict(data or {}), "exclude_special_tokens": exclude_special_tokens}
+    builds = [
+        _Build(sae, lm, corpus, config, folder, facts, names[place] if names else folder.resolve().name)
+        for place, (sae, folder) in enumerate(zip(saes, folders, strict=True))
+    ]
+    open_builds = [build for build in builds if not build.is_finished(on_exists)]
+    _check_room(open_builds, corpus, config)
+    processes = current()
+    try:
+        with _tells_full_disk(open_builds):
+            processes.on_first(lambda: [build.prepare() for build in open_builds])
+            n_batches = -(-len(corpus.ordinal_of) // _batch_rows(corpus, config))
+            missing = [build.begin(n_batches, len(open_builds)) for build in open_builds]
+            processes.wait()  # all have seen what is missing before one writes
+            _fill(open_builds, missing, lm, corpus, config)
+            processes.wait()
+            encoded = time.perf_counter()
+            for build in open_builds:
+                processes.on_first(partial(build.finish, encoded - started, len(open_builds)))
+    finally:
+        for build in open_builds:
+            build.release()
+    return [Dictionary.open(folder, model=lm) for folder in folders]
+
+
+@contextmanager
+def _tells_full_disk(builds: Sequence[_Build]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC and "No space left" not in str(error):
+            raise
+        folders = ", ".join(str(build.out) for build in builds)
+        raise OSError(
+            f"the disk of {folders} is full, expected room for the index: free space and index again, which goes on; "
+            "a dictionary that was there before is whole"
+        ) from error
+
+
+def _batch_rows(corpus: Corpus, config: IndexConfig) -> int:
+    return max(1, config.batch_tokens // corpus.ordinal_of.shape[1])
+
+
+def _fill(builds: Sequence[_Build], missing: Sequence[list[int]], lm: Any, corpus: Corpus, config: IndexConfig) -> None:
+    """Encodes the missing batches, this process's share of them, and spills their events."""
+    needed = sorted({number for numbers in missing for number in numbers})
+    mine = needed[current().share(len(needed))]
+    lacks = [frozenset(numbers) for numbers in missing]
+    wanted = {number: [place for place, numbers in enumerate(lacks) if number in numbers] for number in mine}
+    batch_rows = _batch_rows(corpus, config)
+    tokens_of = np.add.reduceat((corpus.ordinal_of >= 0).sum(1), np.arange(0, len(corpus.ordinal_of), batch_rows))
+    done = corpus.tokens.size - int(tokens_of[needed].sum())
+    with progress("index", done + int(tokens_of[mine].sum()), "tokens", done) as advance:
+        encoding = encode_events([build.sae for build in builds], lm, corpus, config.batch_tokens, wanted)
+        for number, codes, ordinals, n_tokens in encoding:
+            for place, (indices, values) in codes.items():
+                builds[place].spill.append(number, indices, values, ordinals)
+            advance(n_tokens)
+    for build in builds:
+        build.spill.close()
+
+
+class _Build:
+    """The dictionary of one SAE while it is made."""
+
+    def __init__(
+        self, sae: Any, lm: Any, corpus: Corpus, config: IndexConfig, out: Path, facts: Mapping[str, Any], name: str
+    ) -> None:
+        self.sae, self.lm, self.corpus, self.config, self.out, self.name = sae, lm, corpus, config, out, name
+        self.facts = facts
+        self._lock: BuildLock | None = None
+        self.fingerprint = _fingerprint(sae, lm, corpus, config, bool(facts["exclude_special_tokens"]))
+        self.existing = read_manifest(out) if (out / MANIFEST).exists() else None
+        self.path = out / f"build-{self.fingerprint[:12]}"
+        if self.existing is not None and self.existing["build"] == self.path.name:
+            # readers go on with the build that stands there while its like is made again
+            self.path = out / f"{self.path.name}-again"
+
+    def is_finished(self, on_exists: str) -> bool:
+        """Whether the folder holds this very dictionary and may keep it.
+
+        Raises:
+            FileExistsError: it holds something else.
+        """
+        if self.existing is not None and on_exists != "replace":
+            if self.existing["fingerprint"] == self.fingerprint and on_exists == "resume":
+                return True
+            raise FileExistsError(
+                f"{self.out} already holds a dictionary ({self.existing['name']}, {self.existing['n_tokens']} tokens), "
+                "expected a free folder: choose another one, or replace it"
+            )
+        if self.existing is None and self.out.is_dir():
+            foreign = [path.name for path in self.out.iterdir() if not _is_ours(path.name)]
+            if foreign:
+                raise FileExistsError(
+                    f"{self.out} holds other files ({foreign[0]}), expected a free folder: choose another one"
+                )
+        return False
+
+    def prepare(self) -> None:
+        """Makes the folder of the events, and keeps other builders out of it.
+
+        Raises:
+            FileExistsError: another process builds the same dictionary there.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = BuildLock(self.path)
+        if not self._lock.take(alone=True, wait=False):
+            raise FileExistsError(
+                f"{self.path} is being built by another process, expected one at a time: wait for it, or end it"
+            )
+        EventSpill.prepare(self.path / SPILL)
+
+    def release(self) -> None:
+        """Lets others at the folder."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def begin(self, n_batches: int, builds: int) -> list[int]:
+        """Opens the folder of the events, and returns the batches that it lacks; all builds share one buffer's room."""
+        self.spill = EventSpill(self.path / SPILL, self.sae.W_dec.shape[0])
+        self.spill.chunk_events = max(self.spill.chunk_events // builds, 1)
+        return self.spill.missing(n_batches)
+
+    def finish(self, encoding_s: float, builds: int) -> None:
+        """Writes the tables, and then the manifest that makes them count."""
+        began = time.perf_counter()
+        self.spill.read_again()
+        facts = self._write_tables()
+        manifest = {
+            "format": FORMAT,
+            "build": self.path.name,
+            "name": self.name,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "fingerprint": self.fingerprint,
+            **facts,
+            "exclude_special_tokens": self.facts["exclude_special_tokens"],
+            "data": self.facts["data"] or dict(self.sae.metadata.get("data") or {}),
+            "index": dataclasses.asdict(self.config),
+            "seconds": {
+                "forward_and_encode": round(encoding_s, 2),
+                "tables": round(time.perf_counter() - began, 2),
+                "dictionaries_in_one_pass": builds,
+            },
+            "files": describe_files(self.path),
+        }
+        write_json(self.out / MANIFEST, manifest)
+        self.spill.remove()
+        self.release()
+        # an unfinished build may be gone on with, and has its spill still
+        for other in self.out.glob("build-*"):
+            if other != self.path and not (other / SPILL).exists():
+                remove_build(other)
+
+    def _write_tables(self) -> dict[str, Any]:
+        """Writes everything that the dictionary holds and returns what its manifest says of it."""
+        sae, lm, corpus, config, spill = self.sae, self.lm, self.corpus, self.config, self.spill
+        keeps_all = config.events == "all" and spill.n_events <= config.event_limit
+        norms = sae.W_dec.detach().float().norm(dim=1).cpu().numpy()
+        with progress("tables", spill.n_events, "events") as advance:
+            found = write_event_tables(
+                self.path, spill, corpus, config, norms, int(lm.vocab_size), advance, keeps_all=keeps_all
+            )
+        write_corpus_tables(self.path, corpus, lm)
+        write_table(self.path, "neighbours", geometry.neighbours(sae.W_dec, config.neighbours))
+        # a neuron reads itself: no two of them read alike
+        reads_itself = sae.metadata.get("basis") is not None
+        read_alike = geometry.neighbours(sae.W_enc, 0 if reads_itself else config.neighbours)
+        write_table(self.path, "encoder_neighbours", read_alike)
+        for table, rows in logit_effects.tables(sae, lm, corpus, config).items():
+            write_table(self.path, table, rows)
+        sae.save(str(self.path / "sae"), format="saelens")
+        return {
+            "n_features": int(sae.W_dec.shape[0]),
+            "n_live": found.live,
+            "n_tokens": int(corpus.tokens.size),
+            "n_indexed_tokens": corpus.n_indexed,
+            "n_documents": int(np.unique(corpus.documents).size),
+            "n_events": found.events,
+            "events": "all" if keeps_all else "examples",
+            "n_kept_events": found.kept_events,
+            "coactivation_tokens": coactivation.sample_size(corpus.n_indexed, found.events, config.coactivation_tokens),
+            "context_tokens": int(corpus.ordinal_of.shape[1]),
+            "site": sae.sites[0],
+            "sites": sae.sites,
+            "target_sites": sae.target_sites,
+            "sae": {"d_in": int(sae.config.d_in), "d_sae": int(sae.W_dec.shape[0]), **_sae_facts(sae)},
+            "model": _model_facts(lm),
+        }
+
+
+def _check_sae(sae: Any, lm: Any, other_model: bool) -> None:
+    """ValueError unless the SAE reads sites of this very model."""
     if not (sae.metadata.get("site") or sae.metadata.get("sites")):
         raise ValueError("the SAE names no site, expected metadata['site'] such as 'resid_post.1': set it and save")
-    sites, d_in = sae.sites, sae.config.d_in
-    for site in sites:
+    d_in = sae.config.d_in
+    for site in sae.sites:
         if not lm.has_site(site):
             raise ValueError(
                 f"the SAE reads {site}, which model {lm.name} does not have: index with the SAE's own model"
@@ -267,115 +454,6 @@ def build_index(
             f"model {lm.name} has weight hash {lm.weight_hash()[:12]}, the SAE was trained on {recorded[:12]} "
             f"({sae.metadata.get('model_name')}): index with the SAE's own model"
         )
-    special = frozenset(lm.special_ids) if exclude_special_tokens else frozenset()
-    corpus = arrange_corpus(rows, special, config.total_tokens)
-    fingerprint = _fingerprint(sae, lm, corpus, config, exclude_special_tokens)
-    build = out / f"build-{fingerprint[:12]}"
-    existing = read_manifest(out) if (out / MANIFEST).exists() else None
-    if existing is not None and on_exists != "replace":
-        if existing["fingerprint"] == fingerprint and on_exists == "resume":
-            return Dictionary.open(out, model=lm)
-        raise FileExistsError(
-            f"{out} already holds a dictionary ({existing['name']}, {existing['n_tokens']} tokens), expected a free "
-            "folder: choose another one, or replace it"
-        )
-    if existing is None and out.is_dir() and any(not _is_ours(path.name) for path in out.iterdir()):
-        foreign = next(path.name for path in out.iterdir() if not _is_ours(path.name))
-        raise FileExistsError(f"{out} holds other files ({foreign}), expected a free folder: choose another one")
-    n_events = _check_size(sae, corpus, config, out)
-
-    def prepare() -> None:
-        if existing is not None and existing["fingerprint"] == fingerprint:
-            shutil.rmtree(build, ignore_errors=True)
-            os.unlink(out / MANIFEST)
-        EventSpill.prepare(build / "spill")
-
-    processes = current()
-    processes.on_first(prepare)
-    spill = EventSpill(build / "spill", sae.W_dec.shape[0])
-    batch_rows = max(1, config.batch_tokens // corpus.ordinal_of.shape[1])
-    missing = spill.missing(-(-len(corpus.ordinal_of) // batch_rows))
-    processes.wait()  # all have seen what is missing before one writes
-    mine = missing[processes.share(len(missing))]
-    tokens_of = np.add.reduceat((corpus.ordinal_of >= 0).sum(1), np.arange(0, len(corpus.ordinal_of), batch_rows))
-    done = corpus.tokens.size - int(tokens_of[missing].sum())
-    with progress("index", done + int(tokens_of[mine].sum()), "tokens", done) as advance:
-        encoding = encode_events(sae, lm, corpus, sites, config.batch_tokens, mine)
-        for number, (features, ordinals, activations, n_tokens) in zip(mine, encoding, strict=True):
-            spill.append(number, features, ordinals, activations)
-            if spill.n_events > config.event_limit:
-                _refuse_events(spill.n_events, config.event_limit)
-            advance(n_tokens)
-    spill.flush()
-    processes.wait()
-    spill.read_again()
-    if spill.n_events > config.event_limit:
-        _refuse_events(spill.n_events, config.event_limit)
-    encoded = time.perf_counter()
-
-    def finish() -> None:
-        expected = spill.n_events or n_events
-        facts = _write_tables(build, spill, corpus, config, sae, lm, expected, exclude_special_tokens)
-        seconds = {
-            "forward_and_encode": round(encoded - started, 2),
-            "tables": round(time.perf_counter() - encoded, 2),
-        }
-        manifest = {
-            "format": FORMAT,
-            "build": build.name,
-            "name": name or out.resolve().name,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "fingerprint": fingerprint,
-            **facts,
-            "data": dict(data or sae.metadata.get("data") or {}),
-            "index": dataclasses.asdict(config),
-            "seconds": seconds,
-            "files": describe_files(build),
-        }
-        write_json(out / MANIFEST, manifest)
-        if existing is not None and existing["build"] != build.name:
-            shutil.rmtree(out / existing["build"], ignore_errors=True)
-
-    processes.on_first(finish)
-    return Dictionary.open(out, model=lm)
-
-
-def _write_tables(
-    build: Path,
-    spill: EventSpill,
-    corpus: Corpus,
-    config: IndexConfig,
-    sae: Any,
-    lm: Any,
-    n_events: int,
-    exclude_special_tokens: bool,
-) -> dict[str, Any]:
-    """Writes everything that the dictionary holds and returns what its manifest says of it."""
-    with progress("tables", n_events, "events") as advance:
-        live = write_event_tables(build, spill, corpus, config, sae, lm, advance)
-    _write_corpus_tables(build, corpus, lm)
-    write_table(build, "neighbours", geometry.neighbours(sae.W_dec, config.neighbours))
-    write_table(build, "encoder_neighbours", geometry.neighbours(sae.W_enc, config.neighbours))
-    for table, rows in logit_effects.tables(sae, lm, corpus, config).items():
-        write_table(build, table, rows)
-    sae.save(str(build / "sae"), format="saelens")
-    spill.remove()
-    return {
-        "n_features": int(sae.W_dec.shape[0]),
-        "n_live": live,
-        "n_tokens": int(corpus.tokens.size),
-        "n_indexed_tokens": corpus.n_indexed,
-        "n_documents": int(np.unique(corpus.documents).size),
-        "n_events": spill.n_events,
-        "coactivation_tokens": coactivation.sample_size(corpus.n_indexed, spill.n_events, config.coactivation_tokens),
-        "context_tokens": int(corpus.ordinal_of.shape[1]),
-        "exclude_special_tokens": exclude_special_tokens,
-        "site": sae.sites[0],
-        "sites": sae.sites,
-        "target_sites": sae.target_sites,
-        "sae": {"d_in": int(sae.config.d_in), "d_sae": int(sae.W_dec.shape[0]), **_sae_facts(sae)},
-        "model": _model_facts(lm),
-    }
 
 
 def lasting_name(name: str) -> str:
@@ -390,7 +468,7 @@ def _is_ours(name: str) -> bool:
 def _sae_facts(sae: Any) -> dict[str, Any]:
     config = sae.config
     return {
-        "architecture": str(getattr(config, "architecture", "")),
+        "architecture": str(sae.metadata.get("basis") or getattr(config, "architecture", "")),
         "k": getattr(config, "k", None),
         "name": sae.metadata.get("name"),
         "n_sites": int(getattr(config, "n_sites", 1)),
@@ -416,66 +494,27 @@ def _fingerprint(sae: Any, lm: Any, corpus: Corpus, config: IndexConfig, exclude
     encoding = [how.architecture, how.k, how.activation, how.subtracts_b_dec, how.normalize_activations]
     digest.update(json.dumps([encoding, sae.sites, sae.target_sites]).encode())
     settings = dataclasses.asdict(config) | {"exclude_special_tokens": exclude_special_tokens, "format": FORMAT}
+    if settings["events"] == "all":
+        del settings["events"]  # so that dictionaries from before there was a choice are still those of their inputs
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()
 
 
-def _refuse_events(events: int, limit: int) -> None:
-    raise ValueError(
-        f"the index would hold {events:,} events or more, expected at most index.event_limit={limit:,}: "
-        "index fewer tokens with index.total_tokens, or raise the limit"
-    )
-
-
-def _check_size(sae: Any, corpus: Corpus, config: IndexConfig, out: Path) -> int:
-    """Refuses what cannot be held before hours are spent; returns the expected number of events."""
-    k = getattr(sae.config, "k", None)
-    events = corpus.n_indexed * int(k) if k else 0
-    if events > config.event_limit:
-        _refuse_events(events, config.event_limit)
-    folder = out
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    needed = events * SPILL_BYTES_PER_EVENT * 2
-    if needed > free:
-        raise OSError(
-            f"{folder} has {free / 1e9:.1f} GB free, the index needs about {needed / 1e9:.1f} GB: "
-            "free space, or index fewer tokens with index.total_tokens"
-        )
-    return events
-
-
-def _write_corpus_tables(build: Path, corpus: Corpus, lm: Any) -> None:
-    token_table = pa.table(
-        [corpus.documents, corpus.positions, corpus.tokens, corpus.context_positions, corpus.is_indexed],
-        schema=schema.TABLES["token_ids"].arrow_schema(),
-    )
-    write_table(build, "token_ids", token_table, TOKEN_ROW_GROUP)
-    documents, first, counts = np.unique(corpus.documents, return_index=True, return_counts=True)
-    names = corpus.rows.names
-    write_table(
-        build,
-        "documents",
-        pa.table(
-            [documents, [str(names[i]) for i in documents], counts.astype(np.int32), first],
-            schema=schema.TABLES["documents"].arrow_schema(),
-        ),
-    )
-    size = max(int(lm.vocab_size), int(corpus.tokens.max()) + 1)
-    counts = np.bincount(corpus.tokens[corpus.is_indexed], minlength=size)
-    write_table(
-        build,
-        "vocabulary",
-        pa.table(
-            [np.arange(size, dtype=np.int32), _token_texts(lm, size), counts],
-            schema=schema.TABLES["vocabulary"].arrow_schema(),
-        ),
-    )
-
-
-def _token_texts(lm: Any, size: int) -> list[str]:
-    known = lm.token_strings(list(range(min(size, int(lm.vocab_size)))))
-    # lone surrogates cannot be stored as UTF-8
-    known = [text.encode("utf-8", "backslashreplace").decode() for text in known]
-    return known + [f"<{i}>" for i in range(len(known), size)]
+def _check_room(builds: Sequence[_Build], corpus: Corpus, config: IndexConfig) -> None:
+    """OSError where the disk cannot hold what is expected, before hours are spent."""
+    needed: dict[Path, int] = {}
+    for build in builds:
+        events = corpus.n_indexed * int(getattr(build.sae.config, "k", None) or 0)
+        keeps_all = config.events == "all" and events <= config.event_limit
+        folder = build.out
+        while not folder.exists():
+            folder = folder.parent
+        per_event = SPILL_BYTES_PER_EVENT + (STORED_BYTES_PER_EVENT if keeps_all else 0)
+        needed[folder] = needed.get(folder, 0) + events * per_event
+    for folder, expected in needed.items():
+        free = shutil.disk_usage(folder).free
+        if expected > free:
+            raise OSError(
+                f"{folder} has {free / 1e9:.1f} GB free, the index needs about {expected / 1e9:.1f} GB: free space, or "
+                "index fewer tokens with index.total_tokens"
+            )

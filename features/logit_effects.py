@@ -27,7 +27,8 @@ from activations.buckets import capture_tokens
 from features import geometry, schema, wiring
 
 if TYPE_CHECKING:
-    from features.index import Corpus, IndexConfig
+    from features.corpus import Corpus
+    from features.index import IndexConfig
 
 NORM_TOKENS = 8192
 

@@ -43,7 +43,7 @@ from features.embedding_scorer import score_embeddings
 from features.endpoint import REQUESTS_PER_MINUTE
 from features.evaluation_run import evaluate_folders
 from features.explain import METHOD, ExplainConfig, ExplainReport, explain
-from features.index import IndexConfig, build_index, lasting_name
+from features.index import IndexConfig, build_index, build_indexes, lasting_name
 from features.origin import check_site, data_of, model_of, settled
 from features.reader_scores import ReaderReport, read
 from features.readers import reader_for
@@ -235,16 +235,18 @@ class _Run:
             raise FileNotFoundError(f"{path} holds no SAE, expected a finished one: run `glassbox train` first")
         return SAE.load(str(path))
 
-    def index(self, job: SAEJob) -> Dictionary:
-        return build_index(
-            self.load_sae(job).to(self.lm.device),
+    def index(self) -> list[Dictionary]:
+        """Builds the dictionaries of all SAEs in one pass over the text."""
+        paths = [self.dictionary_path(job) for job in self.jobs]
+        return build_indexes(
+            [self.load_sae(job).to(self.lm.device) for job in self.jobs],
             self.lm,
             self.rows,
-            self.dictionary_path(job),
+            paths,
             self.config.index,
             data=asdict(self.config.data),
             exclude_special_tokens=self.config.data.exclude_special_tokens,
-            name=self.dictionary_path(job).name,
+            names=[path.name for path in paths],
         )
 
     @contextmanager
@@ -304,9 +306,8 @@ def run_train(config: RunConfig, resume: bool = False) -> list[TrainResult]:
 
 
 def run_index(config: RunConfig) -> list[Dictionary]:
-    """Builds the dictionary of every SAE of the config."""
-    run = _Run(config)
-    return [run.index(job) for job in run.jobs]
+    """Builds the dictionaries of all SAEs of the config, in one pass over the text."""
+    return _Run(config).index()
 
 
 def index_sae(
@@ -343,6 +344,39 @@ def index_sae(
         exclude_special_tokens=text.exclude_special_tokens,
         name=where.resolve().name,
         other_model=other_model,
+    )
+
+
+def index_neuron_sites(
+    sites: Sequence[str],
+    model: str,
+    data: str,
+    out: str | Path = "runs/neurons",
+    overrides: Sequence[str] = (),
+) -> list[Dictionary]:
+    """Builds the dictionaries of the neurons at `sites` (`mlp_act.L`) in one pass, in `<out>/<site>`.
+
+    `overrides` are settings of the index such as `total_tokens=500000`, of the neurons (`neurons.density=0.005`) and of
+    the text (`data.context_tokens=256`).
+    """
+    from activations import LanguageModel, token_rows
+    from features.neurons import NeuronConfig, index_neurons
+
+    sections = ("neurons.", "data.")
+    neurons = _settings(NeuronConfig, [o for o in overrides if o.startswith("neurons.")], "neurons")
+    of_data = [f"source={data}", *(o for o in overrides if o.startswith("data."))]
+    text = _settings(DataConfig, of_data, "data")
+    config = _settings(IndexConfig, [o for o in overrides if not o.startswith(sections)], "index")
+    lm = LanguageModel.load(model)
+    return index_neurons(
+        lm,
+        token_rows(lm, text, "train"),
+        sites,
+        [Path(out) / site for site in sites],
+        config,
+        neurons,
+        data=asdict(text),
+        exclude_special_tokens=text.exclude_special_tokens,
     )
 
 
@@ -436,7 +470,6 @@ def run_demo(config: RunConfig) -> DemoReport:
         stage.is_done(tokens_of, stage.of == tokens_of)
     timings["harvest"] = stage.seconds
     explained: list[ExplainReport | None] = []
-    dictionaries: list[Dictionary] = []
     with run.stage("train") as stage:
         finished = all((run.sae_path(job) / "cfg.json").exists() for job in jobs)
         run.train(store, resume=True)
@@ -448,14 +481,14 @@ def run_demo(config: RunConfig) -> DemoReport:
         if not stage.is_done(weights, all((path / "metrics.json").exists() for path in paths)):
             evaluate_folders(paths, lm=run.lm)
     timings["evaluate"] = stage.seconds
-    for job in jobs:
+    with run.stage("index") as stage:
+        before = all((run.dictionary_path(job) / "dictionary.json").exists() for job in jobs)
+        dictionaries = run.index()
+        of = " ".join(dictionary.info["fingerprint"] for dictionary in dictionaries)
+        stage.is_done(of, before and stage.of == of)
+    timings["index"] = stage.seconds
+    for job, dictionary in zip(jobs, dictionaries, strict=True):
         suffix = "" if len(jobs) == 1 else f" {job.folder}/{job.name}"
-        with run.stage(f"index{suffix}") as stage:
-            before = (run.dictionary_path(job) / "dictionary.json").exists()
-            dictionary = run.index(job)
-            stage.is_done(dictionary.info["fingerprint"], before and stage.of == dictionary.info["fingerprint"])
-        dictionaries.append(dictionary)
-        timings[f"index{suffix}"] = stage.seconds
         with run.stage(f"explain{suffix}") as stage:
             of = dictionary.info["fingerprint"] + json.dumps(asdict(config.explain))
             written = dictionary.sql(f"select count(*) as n from explanations where method = '{METHOD}'")

@@ -92,7 +92,8 @@ STORED = (
     ),
     _table(
         "events",
-        "every non-zero activation, ordered by feature, document and position",
+        "every non-zero activation, ordered by feature, document and position; only those around examples where "
+        '`dictionary.json` says `"events": "examples"`',
         feature=FEATURE,
         document=DOCUMENT,
         position=POSITION,

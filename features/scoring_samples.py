@@ -237,6 +237,7 @@ class ScoringText:
     """Both parts of a dictionary's text with their events: made once, then drawn from for each feature."""
 
     def __init__(self, dictionary: Dictionary, config: ScoreConfig, division_seed: int) -> None:
+        dictionary.store.require_all_events("drawing windows to score")
         documents = dictionary.text.documents
         if documents.ids.size < WHOLE_DOCUMENTS_FROM:
             raise ValueError(

@@ -175,9 +175,14 @@ def _features_at(store: Store, text: Text, token_ids: list[int], limit: int) -> 
     return found
 
 
+def _among(store: Store) -> str:
+    """What a count of places is short of."""
+    return "" if store.keeps_all_events else ", as far as kept around its examples"
+
+
 def _phrase(store: Store, text: Text, query: str, limit: int) -> Iterable[_Found]:
     for hit in text_search.in_phrase(store, text, query, limit):
-        told = f"active at {hit.places:,} of {hit.of:,} places of {query.strip()!r}"
+        told = f"active at {hit.places:,} of {hit.of:,} places of {query.strip()!r}{_among(store)}"
         yield _Found(hit.feature, hit.score, told)
 
 
@@ -190,6 +195,6 @@ def _pattern(store: Store, text: Text, pattern: str, limit: int) -> Iterable[_Fo
     for feature in in_tokens.keys() | in_text.keys():
         share, told = in_tokens.get(feature, (0.0, ""))
         hit = in_text.get(feature)
-        places = f"active at {hit.places:,} of {hit.of:,} matches such as {hit.sample!r}" if hit else ""
+        places = f"active at {hit.places:,} of {hit.of:,} matches such as {hit.sample!r}{_among(store)}" if hit else ""
         score = max(share, hit.score if hit else 0.0)
         yield _Found(feature, score, "; ".join(part for part in (told, places) if part))

@@ -146,6 +146,7 @@ class SharedEvents:
 
 def shared_events(dictionary: Dictionary, ordinals: np.ndarray) -> SharedEvents:
     """A dictionary's events at the tokens numbered `ordinals` in its text."""
+    dictionary.store.require_all_events("comparing events")
     facts = dictionary.store.query("select count, first_event from features order by feature")
     counts, first_event = (column.to_numpy() for column in facts.columns)
     number = np.full(dictionary.text.n_tokens, -1, dtype=np.int32)

@@ -13,12 +13,16 @@ in, never both, and is copied into the view database whenever it has changed.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +38,11 @@ if TYPE_CHECKING:
 FORMAT = 1
 MANIFEST = "dictionary.json"
 LABELS = "labels.duckdb"
+SPILL = "spill"
+"""Folder inside a build that holds its events while it is made."""
 LOCK_WAIT_S = 20.0
+SHOWN_BEFORE, SHOWN_AFTER = 24, 12
+"""Tokens before and after an example's own that are shown with it, and kept where other events are not."""
 
 _labels_locks: dict[str, threading.RLock] = {}
 _labels_locks_guard = threading.Lock()
@@ -47,8 +55,8 @@ def file_hash(path: Path) -> str:
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Sizes and hashes of all files below `folder`, by relative path."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Sizes and hashes of all files below `folder` but those of the unfinished index, by relative path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).parts[0] != SPILL)
     return {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_hash(path)} for path in paths
     }
@@ -92,8 +100,6 @@ def _turn(path: Path, shared: bool, deadline: float) -> Iterator[None]:
     DuckDB locks its file too, but lets go of it before its log is removed: of two programs that write in quick
     succession one lost a commit in some hundreds (measured, DuckDB 2.0).
     """
-    import fcntl
-
     try:
         handle = os.open(path, os.O_RDONLY if shared and path.exists() else os.O_RDWR | os.O_CREAT, 0o666)
     except OSError:
@@ -118,14 +124,63 @@ def _turn(path: Path, shared: bool, deadline: float) -> Iterator[None]:
         os.close(handle)
 
 
+class BuildLock:
+    """A lock on a build folder, shared by its readers, or held alone by who writes or removes it.
+
+    It is the system's lock on the folder itself: it writes nothing, and ends with the process at the latest. File
+    systems without locks give none; a build is then removed under its readers when another takes its place.
+    """
+
+    def __init__(self, build: Path) -> None:
+        self._descriptor = os.open(build, os.O_RDONLY)
+        self._release = weakref.finalize(self, os.close, self._descriptor)
+
+    def take(self, *, alone: bool = False, wait: bool = True) -> bool:
+        """Waits for the lock, or says whether it was free."""
+        kind = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+        try:
+            fcntl.flock(self._descriptor, kind if wait else kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.EBADF):
+                raise
+        return True
+
+    def release(self) -> None:
+        self._release()
+
+
+def remove_build(build: Path) -> None:
+    """Deletes a build that another has replaced, unless someone reads it still: then the next build does."""
+    if build.is_dir():
+        lock = BuildLock(build)
+        if lock.take(alone=True, wait=False):
+            shutil.rmtree(build, ignore_errors=True)
+        lock.release()
+
+
 class Store:
-    """One opened dictionary folder; safe to use from several threads."""
+    """One opened dictionary folder; safe to use from several threads.
+
+    It stays with the build that it has opened: one that replaces it is seen by who opens the folder anew.
+    """
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder).absolute()
-        self.info = read_manifest(self.folder)
-        self.build = self.folder / str(self.info["build"])
-        self.verify()
+        while True:
+            self.info = read_manifest(self.folder)
+            self.build = self.folder / str(self.info["build"])
+            try:
+                self._lock_of_build = BuildLock(self.build)
+                self._lock_of_build.take()
+                self.verify()
+                break
+            except FileNotFoundError:
+                # replaced and removed between two steps: look again
+                if read_manifest(self.folder)["build"] == self.info["build"]:
+                    self.verify()
+                    raise
         self._views: DuckDBPyConnection | None = None
         self._views_stamp: tuple[int, ...] | None = None
         self._views_time = 0.0
@@ -142,6 +197,20 @@ class Store:
                 raise ValueError(f"{path} has {size} bytes, expected {facts['bytes']}: restore it or build again")
             if deep and file_hash(path) != facts["sha256"]:
                 raise ValueError(f"{path} has changed, expected the recorded hash: restore it or build again")
+
+    def require_all_events(self, purpose: str) -> None:
+        """ValueError where the dictionary keeps the events around examples only."""
+        if not self.keeps_all_events:
+            raise ValueError(
+                f"dictionary {self.info['name']} keeps {self.info['n_kept_events']:,} of {self.info['n_events']:,} "
+                f"events, those around its examples, and {purpose} needs all: index again with index.events=all and "
+                "an index.event_limit above that number"
+            )
+
+    @property
+    def keeps_all_events(self) -> bool:
+        """Whether the table events is complete (`index.events`)."""
+        return self.info.get("events", "all") == "all"
 
     def query(self, sql: str, parameters: Sequence[object] | Mapping[str, object] = ()) -> pa.Table:
         """Runs one of the library's own questions on the locked database."""
@@ -193,11 +262,12 @@ class Store:
             connection.execute("commit")
 
     def close(self) -> None:
-        """Closes the view database."""
+        """Closes the view database, and lets the build go."""
         with self._lock:
             if self._views is not None:
                 self._views.close()
                 self._views = None
+            self._lock_of_build.release()
 
     @contextmanager
     def _labels_database(self, read_only: bool) -> Iterator[DuckDBPyConnection]:

@@ -24,7 +24,7 @@ from features.event_loops import count_places
 from features.events import EventRange
 
 if TYPE_CHECKING:
-    from features.index import Corpus
+    from features.corpus import Corpus
 
 BOUNDARIES = ("document_first", "document_last", "context_first", "context_last")
 _BIN_BITS = 5

@@ -268,7 +268,10 @@ def _first(connection: DuckDBPyConnection, file: str, question: str) -> str:
 
 
 def _events(build: Path, info: dict[str, Any]) -> str:
-    """Goes through all events once; a feature's statistics are compared with those of the table features."""
+    """Goes through all events once; a feature's statistics are compared with those of the table features.
+
+    Where only the events around examples are kept, there are no more of a feature than counted, and the largest is one.
+    """
     n = int(info["n_features"])
     counts, sums, largest = np.zeros(n, dtype=np.int64), np.zeros(n), np.zeros(n, dtype=np.float32)
     start, last = 0, (-1, -1, -1)
@@ -290,8 +293,10 @@ def _events(build: Path, info: dict[str, Any]) -> str:
         sums += np.bincount(feature, sizes, minlength=n)
         np.maximum.at(largest, feature, sizes)
         start, last = start + feature.size, (int(feature[-1]), int(document[-1]), int(position[-1]))
-    if start != info["n_events"]:
-        return f"{start} rows, recorded are {info['n_events']}"
+    keeps_all = info.get("events", "all") == "all"
+    rows = info["n_events"] if keeps_all else info["n_kept_events"]
+    if start != rows:
+        return f"{start} rows, recorded are {rows}"
     recorded = {name: column.to_numpy() for name, column in _columns(build / "features.parquet").items()}
     mean = sums / np.maximum(counts, 1)
     expected = {
@@ -304,6 +309,15 @@ def _events(build: Path, info: dict[str, Any]) -> str:
     }
     if info.get("imported"):
         del expected["density"]
+    if not keeps_all:
+        total = int(recorded["count"].sum())
+        if total != info["n_events"]:
+            return f"features.parquet counts {total} events, recorded are {info['n_events']}"
+        kept = {name: expected[name] for name in ("max_activation", "first_event")}
+        expected = kept | {
+            "count": (recorded["count"] >= counts) & ((recorded["count"] == 0) == (counts == 0)),
+            "is_dead": recorded["is_dead"] == (recorded["count"] == 0),
+        }
     for name, holds in expected.items():
         if not holds.all():
             at = int(np.argmin(holds))

@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks import report, step_gpu
+from benchmarks import index_events, report, step_gpu
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,6 +41,22 @@ def test_the_gpu_benchmark_runs_at_tiny_sizes_and_fills_its_tables(
     writer.RESULTS = tmp_path
     for name in ("gpu steps", "gpu variants", "gpu curve", "gpu kernels"):
         assert writer.MISSING not in writer.TABLES[name](), name
+
+
+def test_the_events_of_the_index_benchmark_are_what_it_says(tmp_path: Path) -> None:
+    corpus = index_events.corpus_of(4096, 0)
+    drawn = list(index_events.batches(corpus, 512, 8, 1))
+    assert sum(len(ordinals) for _, _, ordinals in drawn) == 4096
+    for indices, values, _ in drawn:
+        filled = indices >= 0
+        assert filled.mean() > 0.9
+        assert (filled == (values > 0)).all()
+        assert all(len(set(row[row >= 0])) == (row >= 0).sum() for row in indices.tolist() for row in [np.array(row)])
+    counts = np.bincount(np.concatenate([indices[indices >= 0] for indices, _, _ in drawn]), minlength=512)
+    assert np.sort(counts)[-51:].sum() > 0.3 * counts.sum(), "a tenth of the features holds much of the events"
+    for kind in ("examples", "all"):
+        made = index_events.build(corpus, drawn, 512, kind, tmp_path / kind)
+        assert made["events"] == counts.sum()
 
 
 def test_the_performance_page_is_what_the_results_say() -> None:

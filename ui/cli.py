@@ -259,12 +259,19 @@ def evaluate(
 @app.command()
 def index(
     context: typer.Context,
-    source: Annotated[str, typer.Argument(metavar="CONFIG|SAE_DIR", help="A config, or the folder of one SAE.")],
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="CONFIG|SAE_DIR", help="A config, or the folder of one SAE.", show_default=False),
+    ] = None,
     overrides: Overrides = None,
     model: ModelOption = None,
     data: DataOption = None,
+    neurons: Annotated[
+        list[str] | None,
+        typer.Option("--neurons", metavar="SITE", help="Index the neurons of mlp_act.L instead of an SAE; repeatable."),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the dictionary (SAE_DIR only).")
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the dictionary (SAE_DIR or --neurons).")
     ] = None,
     processes: ProcessesOption = None,
     other_model: Annotated[
@@ -273,17 +280,32 @@ def index(
 ) -> None:
     """Build the feature dictionary: where each feature fires, how strongly, and what it promotes.
 
+    All SAEs of a config are indexed in one pass over the text. With [bold]index.events=examples[/bold] only the events
+    around examples are kept. With [bold]--neurons[/bold] every neuron of an MLP is a feature.
+
     [dim]glassbox index demo out=runs/a[/dim]
 
     [dim]glassbox index runs/a/sae/resid_post.2/matryoshka --model embedded --data embedded[/dim]
 
     [dim]glassbox index demo out=runs/a --processes 2[/dim]
+
+    [dim]glassbox index --neurons mlp_act.2 --model embedded --data embedded[/dim]
     """
     _divide(context, processes)
     import configs
     from features import run
 
-    if Path(source).is_dir():
+    if neurons:
+        given = [*([source] if source else []), *(overrides or [])]
+        if not model or not data or other_model or any("=" not in override for override in given):
+            raise ValueError(
+                "--neurons was given without --model and --data, or with a config or folder: expected "
+                "`glassbox index --neurons mlp_act.2 --model M --data D`"
+            )
+        built = run.index_neuron_sites(neurons, model, data, out or Path("runs/neurons"), given)
+    elif source is None:
+        raise ValueError("nothing to index was named, expected a config, an SAE folder or --neurons: give one of these")
+    elif Path(source).is_dir():
         built = [
             run.index_sae(
                 Path(source), model=model, data=data, out=out, overrides=overrides or [], other_model=other_model

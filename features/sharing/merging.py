@@ -28,10 +28,11 @@ import pyarrow.parquet as pq
 from activations.progress import progress
 from features import schema
 from features.coactivation import sample_size
+from features.corpus import Corpus
 from features.dictionary import Dictionary
 from features.event_tables import write_event_tables, write_table
 from features.events import EventSpill, read_events, split_features
-from features.index import Corpus, IndexConfig
+from features.index import IndexConfig
 from features.labels import now
 from features.sharing.imports import add_rows
 from features.sharing.reading import identity
@@ -58,6 +59,7 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> Dictionary:
     try:
         for part in parts:
             part.check_built()
+            part.store.require_all_events("merging")
             _check_same(parts[0], part)
         _check_apart(parts)
         corpus = _join(parts)
@@ -179,8 +181,8 @@ def _write(build: Path, parts: Sequence[Dictionary], corpus: Corpus) -> dict[str
         _spill(spill, parts, advance)
     vocabulary = first.text.vocabulary
     with progress("tables", n_events, "events") as advance:
-        sized = SimpleNamespace(vocab_size=len(vocabulary))
-        live = write_event_tables(build, spill, corpus, config, first.sae, sized, advance)
+        norms = first.sae.W_dec.detach().float().norm(dim=1).cpu().numpy()
+        found = write_event_tables(build, spill, corpus, config, norms, len(vocabulary), advance)
     spill.remove()
     text = [corpus.documents, corpus.positions, corpus.tokens, corpus.context_positions, corpus.is_indexed]
     write_table(build, "token_ids", pa.table(text, schema=_of("token_ids")), TOKEN_ROW_GROUP)
@@ -198,12 +200,14 @@ def _write(build: Path, parts: Sequence[Dictionary], corpus: Corpus) -> dict[str
             write_table(build, name, pq.ParquetFile(path).read())
     shutil.copytree(first.store.build / "sae", build / "sae")
     return {
-        "n_live": live,
+        "n_live": found.live,
         "n_tokens": int(corpus.tokens.size),
         "n_indexed_tokens": corpus.n_indexed,
         "n_documents": int(documents.size),
-        "n_events": n_events,
         "coactivation_tokens": sample_size(corpus.n_indexed, n_events, config.coactivation_tokens),
+        "n_events": found.events,
+        "events": "all",
+        "n_kept_events": found.kept_events,
     }
 
 
@@ -220,11 +224,11 @@ def _spill(spill: EventSpill, parts: Sequence[Dictionary], advance: Any) -> None
                 continue
             events = read_events(path, start, stop)
             ordinals = part.text.ordinals(events.documents, events.positions) + before
-            spill.append(batch, events.features, ordinals, events.activations)
+            spill.append(batch, events.features[:, None], events.activations[:, None], ordinals)
             advance(events.features.size)
             batch += 1
         before += part.text.n_tokens
-    spill.flush()
+    spill.close()
 
 
 def _of(table: str) -> pa.Schema:

@@ -16,7 +16,7 @@ from activations import LanguageModel
 from activations.corpus import Document
 from activations.tokens import pack_documents
 from features import Dictionary, IndexConfig, build_index, logit_effects
-from features.index import arrange_corpus
+from features.corpus import arrange_corpus
 from sae import SAE, SAEConfig
 
 

@@ -183,14 +183,6 @@ def test_a_folder_of_other_files_is_refused(
         build_index(tiny_sae, tiny_lm, rows, tmp_path, config)
 
 
-def test_too_many_events_are_refused_before_anything_is_written(
-    tmp_path: Path, tiny_lm: Any, tiny_sae: SAE, rows: Any
-) -> None:
-    with pytest.raises(ValueError, match="event_limit=100"):
-        build_index(tiny_sae, tiny_lm, rows, tmp_path / "new", IndexConfig(event_limit=100))
-    assert not (tmp_path / "new").exists()
-
-
 def test_an_sae_of_another_model_site_or_width_is_refused(
     tmp_path: Path, tiny_lm: Any, tiny_sae: SAE, rows: Any
 ) -> None:

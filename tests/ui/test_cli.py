@@ -141,6 +141,10 @@ def test_an_unknown_format_is_refused_before_anything_is_opened(capsys: pytest.C
 
 def test_model_and_data_belong_to_an_sae_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert "expected them with an SAE folder only" in fails(capsys, "index", "demo", "--model", "gpt2")
+    assert "nothing to index was named" in fails(capsys, "index")
+    neurons = "--neurons was given without --model and --data, or with a config or folder"
+    assert neurons in fails(capsys, "index", "--neurons", "mlp_act.2")
+    assert neurons in fails(capsys, "index", "demo", "--neurons", "mlp_act.2", "--model", "m", "--data", "d")
 
 
 def test_an_occupied_port_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
