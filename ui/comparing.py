@@ -23,8 +23,8 @@ def compare(
     """Compare two dictionaries: matched, unique, split and absorbed features, by directions and by events.
 
     Of one model, or of two with one tokenizer: then also what changed between them, on the text that both have indexed.
-    One SAE indexed over two models ([bold]glassbox index SAE --model M --other-model[/bold]) is compared feature by
-    feature.
+
+    One SAE indexed over both ([bold]glassbox index SAE --model M --other-model[/bold]) is compared by feature.
 
     [dim]glassbox compare runs/a/dictionary/narrow runs/a/dictionary/wide --out compared.html[/dim]
 
