@@ -7,8 +7,9 @@
 3. steps: ours, the dense step and its compiled form in turn, beside the roofline.
 4. variants: moments and products of fewer bits, and the architectures.
 5. memory: peaks of fused training.
-6. curve: cost against d_sae and against rows.
-7. kernels: each operation beside the best plain torch.
+6. density: dense and sparse passes of thresholded kinds, at several L0.
+7. curve: cost against d_sae and against rows.
+8. kernels: each operation beside the best plain torch.
 
 Each figure is a line of `benchmarks/results/step_gpu.jsonl`, written as soon as it is known; what the minutes do not
 suffice for is left out and named. `--smoke` takes tiny sizes on any device, where no figure means anything.
@@ -29,10 +30,12 @@ from torch import Tensor
 
 from benchmarks.dense_step import DenseStep
 from benchmarks.report import Records, interleaved, spread
-from sae.architectures import Architecture
+from sae import density as density_of
+from sae.architectures import Architecture, Moment
 from sae.config import SAEConfig, TrainConfig
 from sae.fused import FusedTraining
 from sae.kernels import encode, topk_select
+from sae.kernels.above_select import above_select
 from sae.kernels.decode_loss import decode_loss
 from sae.kernels.dispatch import default_backend
 from sae.kernels.gate import gate
@@ -43,6 +46,7 @@ from sae.kernels.latent_reduce import latent_reduce
 from sae.kernels.shrink import Penalty, shrink
 from sae.learner import Learner
 from sae.sparse import RaggedCodes
+from sae.step import StepResult
 
 Case = dict[str, Any]
 STEPS: list[Case] = [
@@ -64,6 +68,12 @@ VARIANTS: list[Case] = [
 MEMORY: list[Case] = [*STEPS[:2], dict(architecture="topk", d_in=4096, d_sae=131072, k=64, batch_rows=16384)]
 WIDTHS = [8192, 16384, 32768, 65536, 131072]
 ROWS = [1024, 2048, 4096, 8192, 16384]
+DENSITY: list[Case] = [
+    {**STEPS[0], "architecture": architecture, "k": k}
+    for architecture in ("standard", "jumprelu")
+    for k in (16, 64, 256, 1024)
+]
+"""`k` is the L0 that the first batch is set to."""
 SMOKE: Case = dict(d_in=16, d_sae=128, k=4, batch_rows=32)
 DEAD_SHARE = 50
 """One latent in so many is dead in every measured step."""
@@ -168,7 +178,45 @@ def parity(bench: Bench) -> None:
                 moved = first.parameters[name] - held[name]
                 against = (moved * gradient).sum() / (moved.norm() * gradient.norm()).clamp(min=1e-30)
                 assert float(against) < 0.2, f"{kind}: {name} moves up its gradient"
-    bench.records.add("parity", kinds=list(kinds), passed=True)
+    for kind in ("standard", "jumprelu"):
+        dense, sparse, _ = passes(bench, {"architecture": kind, **shape})
+        found, expected = sparse(), dense()
+        torch.testing.assert_close(found.loss, expected.loss, rtol=1e-3, atol=0, msg=f"{kind}: losses differ")
+        for name, gradient in expected.gradients.items():
+            close = 1e-3 * float(gradient.abs().max())
+            torch.testing.assert_close(
+                found.gradients[name], gradient, rtol=0, atol=close, msg=f"{kind}: gradients of {name} differ"
+            )
+    bench.records.add("parity", kinds=[*kinds, "standard", "jumprelu"], passed=True)
+
+
+def passes(bench: Bench, case: Case) -> tuple[Callable[[], StepResult], Callable[[], StepResult], float]:
+    """Returns the dense and the sparse pass (no update) of a thresholded kind on its first batch, and entries a row."""
+    batch = bench.rows(case["batch_rows"], case["d_in"])
+    learner = bench.learner(case, compute_dtype="float32")
+    learner.take({"rows": batch})  # calibrates
+    architecture, parameters, x = learner.architecture, learner.parameters, batch * learner.scale_in
+    known = density_of.Density()
+    moment = Moment(0, learner.config.steps, density=known)
+    architecture.step(parameters, x, x, moment)  # counts
+    later = moment._replace(step=density_of.EVERY_STEPS)
+    entries = known.expected(later.step)
+    if entries > x.shape[0] * len(parameters["W_dec"]):
+        raise ValueError(f"a threshold lies within half a bandwidth of zero, expected sparse entries: {case}")
+
+    def dense() -> StepResult:
+        return Architecture.step(architecture, parameters, x, x, later)
+
+    def sparse() -> StepResult:
+        share, density_of.SPARSE_SHARE = density_of.SPARSE_SHARE, 1.0
+        try:
+            return architecture.step(parameters, x, x, later._replace(step=later.step + 1))
+        finally:
+            density_of.SPARSE_SHARE = share
+
+    sparse()
+    assert known.expected(later.step + 1) == entries, f"{case}: entries do not fit, so that the dense pass was taken"
+    return dense, sparse, entries / len(x)
 
 
 def machine(bench: Bench) -> None:
@@ -288,6 +336,30 @@ def memory(bench: Bench) -> None:
     _release()
 
 
+def density(bench: Bench) -> None:
+    """Times dense and sparse passes in turn: where they cross, `sae.density.SPARSE_SHARE` belongs."""
+    for given in DENSITY[::4] if bench.smoke else DENSITY:
+        if not bench.has_time():
+            bench.records.add("skipped", section="density", case=given)
+            continue
+        case = bench.sized(given)
+        try:
+            dense, sparse, entries = passes(bench, case)
+        except ValueError as error:
+            bench.records.add("refused", **case, why=str(error))
+            continue
+        times = bench.times({"dense": dense, "sparse": sparse})
+        bench.records.add(
+            "density",
+            **case,
+            entries_per_row=round(entries, 1),
+            share=entries / case["d_sae"],
+            **{name: spread(values) for name, values in times.items()},
+        )
+        del dense, sparse
+        _release()
+
+
 def curve(bench: Bench) -> None:
     """Times the fused step against the number of latents, and against rows."""
     first = STEPS[0]
@@ -340,6 +412,7 @@ def kernels(bench: Bench) -> None:
 
     threshold = torch.full((f,), 0.5, device=bench.device)
     full = pre.float()
+    room = max(1, int((full > threshold).sum()))
     leaves = [full.clone().requires_grad_(), *(torch.zeros(f, device=bench.device).requires_grad_() for _ in range(3))]
     norms = torch.ones(f, device=bench.device)
 
@@ -377,6 +450,10 @@ def kernels(bench: Bench) -> None:
         "latent_adam": {
             "ours": lambda: latent_adam(*sums, parameters, moments, lr, count, Adam()),
             "torch": torch_adam,
+        },
+        "above_select": {
+            "ours": lambda: above_select(full, threshold, room),
+            "torch": lambda: (full > threshold).nonzero(),
         },
         "jump": {
             "ours": lambda: jump(full, threshold, 0.1),
@@ -422,6 +499,7 @@ SECTIONS = {
     "steps": steps,
     "memory": memory,
     "variants": variants,
+    "density": density,
     "curve": curve,
     "kernels": kernels,
 }

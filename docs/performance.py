@@ -195,6 +195,19 @@ def gpu_variants() -> str:
     return table(["case", "step"], body)
 
 
+def gpu_density() -> str:
+    body = [
+        [
+            f"{row['architecture']} d{row['d_in']} F{row['d_sae']} rows {row['batch_rows']}",
+            f"{row['entries_per_row']:g} ({row['share']:.2%})",
+            spread(row["dense"]),
+            spread(row["sparse"]),
+        ]
+        for row in rows_of("step_gpu", "density")
+    ]
+    return table(["case", "entries a row (of all)", "dense pass", "sparse pass"], body)
+
+
 def gpu_curve() -> str:
     return _curve(rows_of("step_gpu", "curve"), "fused")
 
@@ -235,6 +248,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu steps": gpu_steps,
     "gpu memory": gpu_memory,
     "gpu variants": gpu_variants,
+    "gpu density": gpu_density,
     "gpu curve": gpu_curve,
     "gpu kernels": gpu_kernels,
 }

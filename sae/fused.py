@@ -24,6 +24,7 @@ from torch import Tensor
 from sae.architectures import Moment
 from sae.architectures.topk import TopK
 from sae.config import TOP_K_FAMILY, TrainConfig
+from sae.density import Late
 from sae.kernels.dispatch import is_fused, uses_triton
 from sae.kernels.encode import FP8, fp8_trouble
 from sae.kernels.latent_adam import Adam, Moments, copy_into, factors, move
@@ -89,7 +90,7 @@ class DeadRoom:
         self._silent_for = config.auxk_after_rows - (2 * self._every - 1) * config.batch_rows
         d_sae = config.sae.d_sae
         self._most = min(d_sae, max(LARGEST_FULL_ROOM, d_sae // LARGEST_SHARE))
-        self._room, self._pending = 0, _Late()
+        self._room, self._pending = 0, Late()
         self._asked_at: int | None = None
 
     def at(self, step: int, silent_rows: Int[Tensor, " d_sae"]) -> int:
@@ -113,33 +114,6 @@ class DeadRoom:
         self._room, count = (int(value) for value in state)
         if count >= 0:
             self._pending.send(state[1])
-
-
-class _Late:
-    """A number on its way from the device."""
-
-    def __init__(self) -> None:
-        self._value: Tensor | None = None
-        self._arrival: torch.cuda.Event | None = None
-
-    @property
-    def is_sent(self) -> bool:
-        return self._value is not None
-
-    def send(self, value: Int[Tensor, ""]) -> None:
-        if not value.is_cuda:
-            self._value, self._arrival = value.clone(), None
-            return
-        self._value = torch.empty((), dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
-        self._arrival = torch.cuda.Event()
-        self._arrival.record()
-
-    def read(self) -> int:
-        """Returns the number; waits only where it was sent a moment ago."""
-        assert self._value is not None
-        if self._arrival is not None:
-            self._arrival.synchronize()
-        return int(self._value)
 
 
 @dataclass

@@ -17,6 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae import sparse
+from sae.kernels.dispatch import is_fused
+from sae.kernels.latent_reduce import latent_sums
+from sae.kernels.step import penalised_step
 from sae.ragged_step import ragged_step
 from sae.shares import batch_rows
 from sae.sparse import RaggedCodes
@@ -36,12 +39,24 @@ def jump_step(
     subtracts_b_dec: bool = True,
     auxiliary: Auxiliary | None = None,
 ) -> StepResult:
-    """Returns loss and gradients, that of θ as `threshold`; `entries` are all z that exceed θ − ε/2."""
+    """Returns loss and gradients, that of θ as `threshold`; `entries` are all z that exceed θ − ε/2.
+
+    On a GPU they may have places to spare, of value 0.
+    """
     n = batch_rows(x)
     edge = threshold[entries.indices]
     active = entries.values > edge
-    near = (entries.values - edge).abs() < bandwidth / 2
+    near = (entries.values > 0) & ((entries.values - edge).abs() < bandwidth / 2)
     penalty = coefficient * active.sum().to(x.dtype) / n
+    if is_fused(x, y):
+        # nothing is cut out, as that would wait for the device
+        codes = entries._replace(values=torch.where(active, entries.values, 0))
+        result, dvalues = penalised_step(
+            parameters, x, y, codes, penalty, subtracts_b_dec=subtracts_b_dec, auxiliary=auxiliary
+        )
+        terms = torch.where(near, (dvalues * edge + coefficient / n) / -bandwidth, 0)
+        result.gradients["threshold"] = latent_sums(entries, terms, len(threshold))
+        return result
     result, grad = ragged_step(
         parameters, x, y, _kept(entries, active), penalty, subtracts_b_dec=subtracts_b_dec, auxiliary=auxiliary
     )

@@ -22,6 +22,7 @@ from sae import fused
 from sae.architectures import Architecture, Moment, architecture_of
 from sae.architectures.topk import TopK
 from sae.config import TrainConfig
+from sae.density import Density
 from sae.kernels.dispatch import is_fused
 from sae.model import SAE, finished_config, normalized
 from sae.optimizers import Optimizer
@@ -98,7 +99,9 @@ class Learner:
         self._window = torch.zeros(4, dtype=torch.float64, device=device)
         self._window_steps = 0
         self.optimizer = self._new_optimizer()
-        self._room = fused.DeadRoom(config) if is_fused(self.scale_in[None], self.scale_out[None]) else None
+        has_kernels = is_fused(self.scale_in[None], self.scale_out[None])
+        self._room = fused.DeadRoom(config) if has_kernels else None
+        self._density = Density() if has_kernels and self.architecture.is_penalised else None
         self.average = {n: v.clone() for n, v in self.parameters.items()} if config.ema_decay is not None else None
         self._resample_steps = {round(point * config.steps) for point in config.resample_fracs}
 
@@ -145,7 +148,8 @@ class Learner:
     def _moment(self) -> Moment:
         config = self.config
         room = None if self._room is None else self._room.at(self.step, self.silent_rows)
-        return Moment(self.step, config.steps, dead=self.silent_rows >= config.auxk_after_rows, room=room)
+        dead = self.silent_rows >= config.auxk_after_rows
+        return Moment(self.step, config.steps, dead, room, self._density)
 
     def _pass(self, batch: Mapping[str, Tensor], moment: Moment) -> StepResult:
         """Returns loss and gradients of a batch."""
@@ -281,6 +285,7 @@ class Learner:
         tensors |= {f"average/{name}": value for name, value in (self.average or {}).items()}
         tensors |= {"scale_in": self.scale_in, "scale_out": self.scale_out, "silent_rows": self.silent_rows}
         tensors |= {} if self._room is None else {"room": self._room.state()}
+        tensors |= {} if self._density is None else {"density": self._density.state()}
         return {name: value.detach().cpu() for name, value in tensors.items()} | {"step": torch.tensor(self.step)}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -302,6 +307,8 @@ class Learner:
         self.silent_rows.copy_(tensors["silent_rows"])
         if self._room is not None and "room" in tensors:
             self._room.restore(tensors["room"])
+        if self._density is not None and "density" in tensors:
+            self._density.restore(tensors["density"])
 
     @torch.no_grad()
     def finished_sae(self) -> SAE:

@@ -5,7 +5,7 @@ With codes v (all active entries of a batch), u = Σ‖y − ȳ‖² / n, and a 
     L = u · (Σ‖x̂ − y‖² / Σ‖y − ȳ‖²  +  α · AuxK)  +  P        ∂v = ⟨W_dec[i], g⟩ + ∂P/∂v
 
 All other gradients follow from these as in `sae.step`. Steps that have more of their own add it to the result
-(`sae.jump_step`, `sae.architectures.standard`).
+(`sae.jump_step`, `sae.architectures.standard`). On a GPU the same is `sae.kernels.step.penalised_step`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def few_entries(
     floor: Float[Tensor, "*latents"],
     l0: Float[Tensor, ""] | None,
 ) -> RaggedCodes | None:
-    """Returns the pre-activations above `floor`; None where they are so many that the dense step is the one to take.
+    """Returns, on a CPU, the pre-activations above `floor`; None where they are so many that the dense step is better.
 
-    `l0` is the L0 that was observed, if any was. It depends on what is given alone, so that a resumed run decides
-    alike; and all processes that share a batch do.
+    (`sae.density` decides on a GPU.) `l0` is the L0 that was observed, if any was. It depends on what is given alone,
+    so that a resumed run decides alike; and all processes that share a batch do.
     """
     share = SPARSE_SHARE * len(W_enc)
     if centred.device.type != "cpu":

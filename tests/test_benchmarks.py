@@ -33,13 +33,13 @@ def test_the_gpu_benchmark_runs_at_tiny_sizes_and_fills_its_tables(
     (path,) = tmp_path.glob("step_*.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     kinds = {line["kind"] for line in lines}
-    assert kinds >= {"parity", "machine", "step", "variant", "memory", "curve", "kernel", "chunk"}
+    assert kinds >= {"parity", "machine", "step", "variant", "memory", "density", "curve", "kernel", "chunk"}
     assert "skipped" not in kinds
     assert all(line["torch"] and line["device"] for line in lines)
     path.rename(tmp_path / "step_gpu.jsonl")
     writer = page_writer()
     writer.RESULTS = tmp_path
-    for name in ("gpu steps", "gpu variants", "gpu curve", "gpu kernels"):
+    for name in ("gpu steps", "gpu variants", "gpu density", "gpu curve", "gpu kernels"):
         assert writer.MISSING not in writer.TABLES[name](), name
 
 

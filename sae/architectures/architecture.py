@@ -32,6 +32,7 @@ from torch import Tensor
 from sae.architectures.clt import decoder_mask, encoder_product
 from sae.architectures.transcoder import linear_map
 from sae.config import SAEConfig, default
+from sae.density import Density
 from sae.kernels.revive import listed
 from sae.selection import Selection, select
 from sae.shares import batch_rows, total_variance
@@ -55,6 +56,8 @@ class Moment(NamedTuple):
     """Latents that the auxiliary loss takes up: silent for `TrainConfig.auxk_after_rows`."""
     room: int | None = None
     """On a GPU, room for that many of them (`sae.fused.DeadRoom`)."""
+    density: Density | None = None
+    """On a GPU, what is known of how many entries are above their floors."""
 
     @property
     def progress(self) -> float:

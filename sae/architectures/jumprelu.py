@@ -7,8 +7,8 @@
 * `tanh` (Anthropic, January 2025 update): P = λ · mean Σ tanh(c · f · ‖d‖) + λ_p · mean Σ ReLU(θ − z) ‖d‖, where the
   gradient of the step reaches z as well as θ and the penalty rises over the whole run.
 
-A run begins dense and goes over to the sparse step (`sae.jump_step`; penalty `step`, on a CPU) as soon as few enough
-entries are active or near their thresholds.
+A run begins dense and goes over to the sparse step (`sae.jump_step`; penalty `step`) as soon as few enough entries are
+active or near their thresholds (`sae.ragged_step`; `sae.density` on a GPU).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sae.architectures.architecture import Architecture, Moment, auxiliary, padded, strongest_entries
 from sae.config import SAEConfig, default
+from sae.density import step_by_density
 from sae.jump_step import jump_step
 from sae.kernels.dispatch import is_fused
 from sae.kernels.jump import jump
@@ -112,30 +113,49 @@ class JumpReLU(Architecture):
 
     def step(self, parameters: Parameters, x: Tensor, y: Tensor, moment: Moment) -> StepResult:
         threshold = self.thresholds(parameters)
+
+        def dense() -> StepResult:
+            return Architecture.step(self, parameters, x, y, moment)
+
+        def sparse(entries: RaggedCodes) -> StepResult:
+            result = jump_step(
+                parameters,
+                x,
+                y,
+                entries,
+                threshold,
+                self.bandwidth,
+                self.coefficient(moment),
+                subtracts_b_dec=self.config.subtracts_b_dec,
+                auxiliary=auxiliary(self.config, moment),
+            )
+            slope = result.gradients.pop("threshold")
+            result.gradients["log_threshold"] = slope * threshold * THRESHOLD_SPEED
+            return result
+
+        if is_fused(x, y) and moment.density is not None and self._has_sparse_step():
+            return step_by_density(
+                moment.density,
+                moment.step,
+                self.centre(parameters, x),
+                parameters["W_enc"],
+                parameters["b_enc"],
+                threshold - self.bandwidth / 2,
+                sparse=sparse,
+                dense=dense,
+                floors_are_positive=True,
+            )
         entries = self._entries(parameters, x, threshold)
-        if entries is None:
-            return super().step(parameters, x, y, moment)
-        result = jump_step(
-            parameters,
-            x,
-            y,
-            entries,
-            threshold,
-            self.bandwidth,
-            self.coefficient(moment),
-            subtracts_b_dec=self.config.subtracts_b_dec,
-            auxiliary=auxiliary(self.config, moment),
-        )
-        slope = result.gradients.pop("threshold")
-        result.gradients["log_threshold"] = slope * threshold * THRESHOLD_SPEED
-        return result
+        return dense() if entries is None else sparse(entries)
+
+    def _has_sparse_step(self) -> bool:
+        config = self.config
+        return not (self.is_anthropic or config.pre_activation_coefficient or config.architecture == "clt")
 
     def _entries(self, parameters: Parameters, x: Tensor, threshold: Tensor) -> RaggedCodes | None:
-        """Returns the entries that take part in a sparse step; None where the dense step is the one to take."""
-        config = self.config
-        is_other = self.is_anthropic or config.pre_activation_coefficient or config.architecture == "clt"
+        """Returns, on a CPU, the entries of a sparse step; None where the dense step is the one to take."""
         floor = threshold - self.bandwidth / 2
-        if is_other or x.device.type != "cpu" or not bool(floor.min() > 0):
+        if not self._has_sparse_step() or x.device.type != "cpu" or not bool(floor.min() > 0):
             return None
         centred = self.centre(parameters, x)
         return few_entries(centred, parameters["W_enc"], parameters["b_enc"], floor, self.buffers.get("l0"))

@@ -5,7 +5,7 @@
 with φ the identity (l1; Bricken et al. 2023, with decoder norms as in Anthropic's April 2024 update), a power a^p
 (lp), or tanh(c·a). ‖d_i‖ is summed over sites in a crosscoder (Lindsey et al. 2024).
 
-On a CPU the step is sparse where few entries are active (`sae.ragged_step`): silent ones pay nothing.
+The step is sparse where few entries are active (`sae.ragged_step`; `sae.density` on a GPU): silent ones pay nothing.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ from torch import Tensor
 
 from sae.architectures.architecture import Architecture, Moment, auxiliary, padded, strongest_entries
 from sae.config import default
+from sae.density import step_by_density
 from sae.kernels.dispatch import is_fused
+from sae.kernels.latent_reduce import latent_sums
 from sae.kernels.shrink import Penalty, shrink
+from sae.kernels.step import penalised_step
 from sae.ragged_step import few_entries, ragged_step
 from sae.selection import Selection, latents_above
 from sae.shares import batch_rows, share_of_mean
+from sae.sparse import RaggedCodes
 from sae.step import Parameters, StepResult
 
 
@@ -36,21 +40,36 @@ class Standard(Architecture):
         parameters["b_enc"].fill_(-float(level))
 
     def step(self, parameters: Parameters, x: Tensor, y: Tensor, moment: Moment) -> StepResult:
-        centred, b_enc = self.centre(parameters, x), parameters["b_enc"]
-        codes = None
-        if self.config.architecture != "clt":
-            codes = few_entries(centred, parameters["W_enc"], b_enc, b_enc.new_zeros(()), self.buffers.get("l0"))
-        if codes is None:
-            return super().step(parameters, x, y, moment)
-        W_dec, shape = parameters["W_dec"].detach().requires_grad_(), self.shape(moment)
+        def dense() -> StepResult:
+            return Architecture.step(self, parameters, x, y, moment)
+
+        if self.config.architecture == "clt":
+            return dense()
+        b_enc = parameters["b_enc"]
+        given = self.centre(parameters, x), parameters["W_enc"], b_enc, b_enc.new_zeros(())
+        if is_fused(x, y) and moment.density is not None:
+
+            def sparse(codes: RaggedCodes) -> StepResult:
+                return self._sparse_step(parameters, x, y, codes, moment, has_kernels=True)
+
+            return step_by_density(moment.density, moment.step, *given, sparse=sparse, dense=dense)
+        codes = few_entries(*given, self.buffers.get("l0"))
+        return dense() if codes is None else self._sparse_step(parameters, x, y, codes, moment, has_kernels=False)
+
+    def _sparse_step(
+        self, parameters: Parameters, x: Tensor, y: Tensor, codes: RaggedCodes, moment: Moment, *, has_kernels: bool
+    ) -> StepResult:
+        """Returns what the dense step returns; with kernels `codes` may have places to spare."""
+        W_dec, shape, is_code = parameters["W_dec"].detach().requires_grad_(), self.shape(moment), codes.values > 0
         with torch.enable_grad():
             norms = self.decoder_norms({"W_dec": W_dec})
         of_codes = norms.detach()[codes.indices]
         written = codes.values * of_codes
-        charged = shape.charge(written).sum()
+        charged = torch.where(is_code, shape.charge(written), 0).sum()
         weight = self.coefficient(moment) * self.rescaling(charged, written.sum()) / batch_rows(x)
-        slopes = weight * shape.slope(written)
-        result, _ = ragged_step(
+        slopes = torch.where(is_code, weight * shape.slope(written), 0)
+        step = penalised_step if has_kernels else ragged_step
+        result, _ = step(
             parameters,
             x,
             y,
@@ -60,7 +79,11 @@ class Standard(Architecture):
             subtracts_b_dec=self.config.subtracts_b_dec,
             auxiliary=auxiliary(self.config, moment),
         )
-        of_norms = torch.zeros_like(b_enc).index_add_(0, codes.indices, slopes * codes.values)
+        charges = slopes * codes.values
+        if has_kernels:
+            of_norms = latent_sums(codes, charges, len(norms))
+        else:
+            of_norms = torch.zeros_like(norms.detach()).index_add_(0, codes.indices, charges)
         result.gradients["W_dec"] += torch.autograd.grad(norms, W_dec, of_norms)[0]
         return result
 

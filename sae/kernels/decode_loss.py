@@ -33,6 +33,7 @@ CASES: dict[str, dict[str, Any]] = {
     "silent entries and spare places": dict(n=6, d=9, d_sae=20, most=5, silent_frac=0.4, spare=11),
     "no codes at all": dict(n=4, d=6, d_sae=10, most=0),
     "negative values": dict(n=6, d=9, d_sae=20, most=5, is_signed=True),
+    "silent entries that get gradients": dict(n=6, d=9, d_sae=20, most=5, silent_frac=0.4, spare=3, has_silent=True),
     "nested": dict(n=5, d=11, d_sae=30, most=3, groups=3),
     "nested with spare places": dict(n=4, d=8, d_sae=30, most=2, groups=4, spare=5, silent_frac=0.3),
 }
@@ -49,7 +50,7 @@ class DecodeLoss(NamedTuple):
     squared_error: Float[Tensor, "n groups"]
     """‖e_b‖², summed in float32 at least."""
     dvalues: Float[Tensor, " nnz"]
-    """Gradient of each code's value; 0 where a code is silent and at places beyond the last code."""
+    """Gradient of each code's value; 0 at places beyond the last code and, unless asked for, where a code is silent."""
 
 
 def decode_loss(
@@ -61,6 +62,7 @@ def decode_loss(
     weights: Float[Tensor, " groups"] | None = None,
     *,
     is_signed: bool = False,
+    has_silent: bool = False,
     gradient_dtype: torch.dtype | None = None,
     backend: Backend = "auto",
 ) -> DecodeLoss:
@@ -68,9 +70,9 @@ def decode_loss(
 
     `codes` has n · groups virtual rows and may have places to spare; `scale`, a scalar on the device, is −2 ∂L/∂‖e‖²;
     `weights` are the shares of nested losses (default: one dictionary of weight 1). With `is_signed` negative codes get
-    gradients too. Sums are in float32 (float64 for float64), results in the dtype of `target` (the gradient in
-    `gradient_dtype`, where it is given), code gradients in that of the values. Raises `ValueError` for shapes that do
-    not fit.
+    gradients too, with `has_silent` all codes, those of value 0 among them. Sums are in float32 (float64 for float64),
+    results in the dtype of `target` (the gradient in `gradient_dtype`, where it is given), code gradients in that of
+    the values. Raises `ValueError` for shapes that do not fit.
     """
     n, d = target.shape
     groups = 1 if weights is None else len(weights)
@@ -88,12 +90,13 @@ def decode_loss(
         weights = torch.ones(1, dtype=target.dtype, device=target.device)
     low = target.dtype if gradient_dtype is None else gradient_dtype
     if not uses_triton(backend, target):
-        found = reference(codes, W_dec, b_dec, target, scale, weights, is_signed)
+        found = reference(codes, W_dec, b_dec, target, scale, weights, is_signed, has_silent)
         return found._replace(gradient=found.gradient.to(low))
     check_width("decode_loss", d)
     from sae.kernels import decode_loss_triton
 
-    return DecodeLoss(*decode_loss_triton.decode_loss(*codes, W_dec, b_dec, target, scale, weights, is_signed, low))
+    how = is_signed, has_silent, low
+    return DecodeLoss(*decode_loss_triton.decode_loss(*codes, W_dec, b_dec, target, scale, weights, *how))
 
 
 def reference(
@@ -104,6 +107,7 @@ def reference(
     scale: Tensor,
     weights: Tensor,
     is_signed: bool,
+    has_silent: bool = False,
 ) -> DecodeLoss:
     """The same in plain torch; makes a buffer of codes × d."""
     (n, d), groups = target.shape, len(weights)
@@ -118,5 +122,5 @@ def reference(
     gradient = (up_to.T @ (errors * (weights[:, None] * scale))).reshape(n * groups, d)
     dvalues = (atoms * gradient[rows]).sum(1)
     active = codes.values != 0 if is_signed else codes.values > 0
-    dvalues = torch.where(live & active, dvalues, 0)
+    dvalues = torch.where(live & (active | has_silent), dvalues, 0)
     return DecodeLoss(errors[:, -1].contiguous(), gradient, errors.pow(2).sum(2), dvalues)

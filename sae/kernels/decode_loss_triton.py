@@ -31,6 +31,7 @@ def _decode_loss(
     d,
     GROUPS: tl.constexpr,
     IS_SIGNED: tl.constexpr,
+    HAS_SILENT: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -73,8 +74,10 @@ def _decode_loss(
             where = latents[:, None] * d + columns[None, :]
             atoms = tl.load(W_dec + where, mask=live[:, None] & inside[None, :], other=0.0).to(ACC)
             slopes = tl.sum(atoms * suffix[None, :], axis=1)
-            active = coded != 0 if IS_SIGNED else coded > 0
-            tl.store(dvalues + places, tl.where(active, slopes, 0.0), mask=live)
+            if not HAS_SILENT:
+                active = coded != 0 if IS_SIGNED else coded > 0
+                slopes = tl.where(active, slopes, 0.0)
+            tl.store(dvalues + places, slopes, mask=live)
             if GROUPS > 1:
                 left += tl.sum(coded[:, None] * atoms, axis=0)
 
@@ -89,6 +92,7 @@ def decode_loss(
     scale: Tensor,
     weights: Tensor,
     is_signed: bool,
+    has_silent: bool,
     gradient_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Launches one program a row; returns the fields of `DecodeLoss`."""
@@ -117,6 +121,7 @@ def decode_loss(
             d,
             GROUPS=groups,
             IS_SIGNED=is_signed,
+            HAS_SILENT=has_silent,
             ACC=accumulator(wide),
             BLOCK_K=BLOCK_K,
             BLOCK_D=BLOCK_D,

@@ -19,7 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.kernels.dispatch import Backend, check_shapes, check_width, rows_of, uses_triton
-from sae.kernels.latent_order import LatentOrder
+from sae.kernels.latent_order import LatentOrder, latent_order
+from sae.sparse import RaggedCodes
 
 SEGMENT = 512
 """Codes that one program sums at most."""
@@ -120,6 +121,15 @@ def latent_reduce(
     return LatentSums(
         *latent_reduce_triton.latent_reduce(*order, *further, values, dvalues, gradient, centred, groups, segment)
     )
+
+
+def latent_sums(
+    codes: RaggedCodes, terms: Float[Tensor, " nnz"], d_sae: int, *, backend: Backend = "auto"
+) -> Float[Tensor, " d_sae"]:
+    """Returns the sum of each latent's terms, one term a code, in the same order on every run."""
+    order = latent_order(codes._replace(values=terms), d_sae)
+    nothing = terms.new_zeros(codes.n_rows, 1)
+    return latent_reduce(order, terms, terms, nothing, nothing, backend=backend).b_enc
 
 
 def reference(

@@ -55,6 +55,7 @@ def revive(
     error: Float[Tensor, "n d"],
     auxiliary: Auxiliary,
     *,
+    unit: Float[Tensor, ""] | None = None,
     is_signed: bool = False,
     dtype: torch.dtype | None = None,
     turn: Int[Tensor, ""] | int = 0,
@@ -62,8 +63,9 @@ def revive(
 ) -> Revival:
     """Returns the auxiliary loss of a batch and its gradients.
 
-    The list has room for `auxiliary.capacity` latents (default: all of them). Products are in `dtype` (default: that of
-    `centred`), sums over rows in float32 at least. Raises `ValueError` for a capacity out of range.
+    The list has room for `auxiliary.capacity` latents (default: all of them). The loss is multiplied by `unit`.
+    Products are in `dtype` (default: that of `centred`), sums over rows in float32 at least. Raises `ValueError` for a
+    capacity out of range.
     """
     d_sae, n = len(auxiliary.dead), len(centred)
     capacity = d_sae if auxiliary.capacity is None else auxiliary.capacity
@@ -74,6 +76,7 @@ def revive(
     W_enc, W_dec, b_enc = (parameters[name][latents].to(low) for name in ("W_enc", "W_dec", "b_enc"))
     variance = total_variance(error)
     alpha = auxiliary.alpha * is_used.any().to(error.dtype)
+    alpha = alpha if unit is None else alpha * unit
     wide = torch.promote_types(error.dtype, torch.float32)
     sums = {
         "W_dec": error.new_zeros(capacity, error.shape[1], dtype=wide),

@@ -3,7 +3,8 @@
 1. Codes are cut into one virtual row for every row and nested dictionary.
 2. `decode_loss`: errors, losses, gradients of the reconstructions and of the codes.
 3. `revive`: the auxiliary loss of the dead latents that are listed, whose gradients join the others by latent.
-4. `latent_order`, then `latent_reduce` (`fused_step`), or `latent_adam`, which moves the weights (`fused_update`).
+4. `latent_order`, then `latent_reduce` (`fused_step`, `penalised_step`), or `latent_adam`, which moves the weights
+   (`fused_update`).
 
 Nothing waits for the device: codes may have places to spare, the number of dead latents stays in its memory.
 """
@@ -95,6 +96,37 @@ def fused_step(
     back = _backward(
         parameters, parameters, x, y, codes, is_signed, subtracts_b_dec, widths, weights, ranks, auxiliary, backend
     )
+    return _summed(parameters, back, x, subtracts_b_dec, backend)
+
+
+@torch.no_grad()
+def penalised_step(
+    parameters: Parameters,
+    x: Float[Tensor, "n d_in"],
+    y: Float[Tensor, "n d_out"],
+    codes: RaggedCodes,
+    penalty: Float[Tensor, ""],
+    *,
+    slopes: Float[Tensor, " nnz"] | None = None,
+    subtracts_b_dec: bool = True,
+    auxiliary: Auxiliary | None = None,
+    backend: Backend = "auto",
+) -> tuple[StepResult, Float[Tensor, " nnz"]]:
+    """Returns what `sae.ragged_step.ragged_step` returns, but ∂L/∂v without the penalty in place of ∂L/∂x̂.
+
+    `codes` may have places to spare and silent ones: these have value 0, are in no sum, and only their ∂v is given.
+    Raises `ValueError` as the operations it consists of do.
+    """
+    back = _backward(
+        parameters, parameters, x, y, codes, False, subtracts_b_dec, (), None, None, auxiliary, backend, is_charged=True
+    )
+    charged = back if slopes is None else back._replace(dvalues=back.dvalues + slopes)
+    result = _summed(parameters, charged, x, subtracts_b_dec, backend)
+    return result._replace(loss=result.loss + penalty), back.dvalues
+
+
+def _summed(parameters: Parameters, back: Backward, x: Tensor, subtracts_b_dec: bool, backend: Backend) -> StepResult:
+    """Returns the result of a pass, its gradients summed by latent."""
     sums = latent_reduce(*back.sums(), groups=back.groups, backend=backend)
     if back.added is not None:
         sums = back.added.join(sums)
@@ -175,8 +207,12 @@ def _backward(
     auxiliary: Auxiliary | None,
     backend: Backend,
     turn: Int[Tensor, ""] | int = 0,
+    is_charged: bool = False,
 ) -> Backward:
-    """`read` are the weights that gathers take, possibly of fewer bits; what the sums read is then stored in these."""
+    """`read` are the weights that gathers take, possibly of fewer bits; what the sums read is then stored in these.
+
+    With `is_charged` losses are multiplied by Σ‖y − ȳ‖² / n, as where latents pay, and silent codes have gradients.
+    """
     groups, low = max(1, len(widths)), read["W_dec"].dtype
     if weights is None:
         weights = torch.full((groups,), 1 / groups, dtype=x.dtype, device=x.device)
@@ -184,23 +220,34 @@ def _backward(
     blocked = codes if groups == 1 else by_block(codes, tuple(widths), ranks)
     target = y - x @ parameters["W_skip"].T if "W_skip" in parameters else y
     variance = total_variance(y)
+    unit = variance / batch_rows(x) if is_charged else None
     decoded = decode_loss(
         blocked,
         read["W_dec"],
         parameters["b_dec"],
         target,
-        -2 / variance,
+        -2 / variance if unit is None else -2 * unit / variance,
         weights,
         is_signed=is_signed,
+        has_silent=is_charged,
         gradient_dtype=low,
         backend=backend,
     )
     by_group = decoded.squared_error.sum(0)
     loss = (weights * by_group).sum() / variance
+    loss = loss if unit is None else unit * loss
     added = None
     if auxiliary is not None and auxiliary.alpha > 0 and auxiliary.capacity != 0:
         added, revival_loss = revive(
-            parameters, centred, decoded.error, auxiliary, is_signed=is_signed, dtype=low, turn=turn, backend=backend
+            parameters,
+            centred,
+            decoded.error,
+            auxiliary,
+            unit=unit,
+            is_signed=is_signed,
+            dtype=low,
+            turn=turn,
+            backend=backend,
         )
         loss = loss + revival_loss
     order = latent_order(blocked, len(parameters["W_dec"]))

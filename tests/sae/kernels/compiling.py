@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from sae.kernels import decode_loss, dispatch, gate, jump, latent_adam, latent_reduce, shrink, topk_select
+from sae.kernels import above_select, decode_loss, dispatch, gate, jump, latent_adam, latent_reduce, shrink, topk_select
 from sae.kernels.cases import random_codes
 from sae.kernels.latent_order import latent_order
 
@@ -79,6 +79,9 @@ def launch_all(d: int, has_fp8: bool) -> None:
         for weights in (None, torch.ones(2)):
             held = codes if weights is not None else random_codes(n, d_sae, 4)
             decode_loss.decode_loss(held, W_dec, W_dec[0], centred, scale, weights, backend="triton")
+        decode_loss.decode_loss(
+            random_codes(n, d_sae, 4), W_dec, W_dec[0], centred, scale, has_silent=True, backend="triton"
+        )
         order = latent_order(codes, d_sae)
         sums = (order, values, values, gradient, centred)
         latent_reduce.latent_reduce(*sums, groups=2, segment=8, backend="triton")
@@ -107,6 +110,7 @@ def launch_all(d: int, has_fp8: bool) -> None:
             for k in (1, 32):
                 topk_select.topk_select(pre, k, backend="triton")
             topk_select.threshold_select(pre, 100, backend="triton")
+        above_select.above_select(torch.zeros(n, 512, **low), torch.ones(512, **low), 100, backend="triton")
         z, threshold = torch.zeros(n, 512, **low).requires_grad_(), torch.ones(512).requires_grad_()
         active, count = jump.jump(z, threshold, 0.1, backend="triton")
         (active.sum() + count).backward()
@@ -119,7 +123,7 @@ def launch_all(d: int, has_fp8: bool) -> None:
 
 if __name__ == "__main__":
     compile_instead(int(sys.argv[2]))
-    for module in (decode_loss, latent_reduce, latent_adam, topk_select, jump, shrink, gate):
+    for module in (above_select, decode_loss, latent_reduce, latent_adam, topk_select, jump, shrink, gate):
         vars(module)["uses_triton"] = lambda backend, tensor: True
     assert not dispatch.uses_triton("auto", torch.zeros(1))
     launch_all(int(sys.argv[1]), has_fp8=int(sys.argv[2]) >= 89)

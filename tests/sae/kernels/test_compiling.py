@@ -19,6 +19,8 @@ KERNELS = [
     "_digit_counts",
     "_edge_counts",
     "_write_rows",
+    "_count_above",
+    "_write_above",
     "_forward",
     "_backward",
     "_shrink",

@@ -17,6 +17,7 @@ def setting(case: dict[str, Any], dtype: torch.dtype, device: str) -> tuple[Any,
     """Returns the arguments of `decode_loss`."""
     case = dict(case)
     n, d, groups = case.pop("n"), case.pop("d"), case.pop("groups", 1)
+    case.pop("has_silent", None)
     codes = random_codes(n * groups, dtype=dtype, device=device, **case)
     W_dec, b_dec, target = torch.randn(case["d_sae"], d), torch.randn(d), torch.randn(n, d)
     weights = torch.rand(groups) + 0.1 if groups > 1 else None
@@ -25,7 +26,7 @@ def setting(case: dict[str, Any], dtype: torch.dtype, device: str) -> tuple[Any,
 
 
 def by_autograd(
-    codes: RaggedCodes, W_dec: Any, b_dec: Any, target: Any, scale: Any, weights: Tensor | None
+    codes: RaggedCodes, W_dec: Any, b_dec: Any, target: Any, scale: Any, weights: Tensor | None, has_silent: bool
 ) -> tuple[Tensor, Tensor]:
     """Returns the loss −scale/2 · Σ w ‖e‖² and its gradient with respect to the values, all by dense products."""
     n, groups = len(target), 1 if weights is None else len(weights)
@@ -37,16 +38,16 @@ def by_autograd(
     shares = torch.ones(1).to(W_dec) if weights is None else weights
     loss = -scale / 2 * (shares * errors.pow(2).sum((0, 2))).sum()
     (gradient,) = torch.autograd.grad(loss, values)
-    return loss.detach(), torch.where(codes.values[:count] > 0, gradient, 0)
+    return loss.detach(), torch.where((codes.values[:count] > 0) | has_silent, gradient, 0)
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_the_kernel_equals_the_reference(name: str, dtype: torch.dtype, device: str) -> None:
     arguments = setting(CASES[name], dtype, device)
-    is_signed = CASES[name].get("is_signed", False)
-    found = decode_loss(*arguments, is_signed=is_signed, backend="triton")
-    expected = decode_loss(*arguments, is_signed=is_signed, backend="reference")
+    how = {kind: CASES[name].get(kind, False) for kind in ("is_signed", "has_silent")}
+    found = decode_loss(*arguments, **how, backend="triton")
+    expected = decode_loss(*arguments, **how, backend="reference")
     # sums of a few dozen terms in another order
     close = 1e-5 if dtype == torch.float32 else 1e-12
     for field in DecodeLoss._fields:
@@ -58,10 +59,12 @@ def test_the_kernel_equals_the_reference(name: str, dtype: torch.dtype, device: 
 def test_gradients_equal_automatic_differentiation(name: str, backend: Any, device: str) -> None:
     arguments = setting(CASES[name], torch.float64, device)
     codes, weights = arguments[0], arguments[-1]
-    found = decode_loss(*arguments, backend=backend)
+    has_silent = CASES[name].get("has_silent", False)
+    found = decode_loss(*arguments, has_silent=has_silent, backend=backend)
     loss, gradient = by_autograd(
         RaggedCodes(*(part.cpu() for part in codes)),
         *(None if tensor is None else tensor.cpu() for tensor in arguments[1:]),
+        has_silent=has_silent,
     )
     count = len(gradient)
     torch.testing.assert_close(found.dvalues[:count].cpu(), gradient)

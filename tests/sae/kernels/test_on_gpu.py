@@ -12,8 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from sae import density
+from sae.architectures import Architecture
 from sae.config import SAEConfig, TrainConfig
 from sae.fused import FusedTraining
+from sae.kernels.above_select import above_select
 from sae.kernels.cases import random_codes
 from sae.kernels.decode_loss import DecodeLoss, decode_loss
 from sae.kernels.latent_adam import MOVED, Adam, Moments
@@ -23,7 +26,7 @@ from sae.kernels.step import fused_step, fused_update
 from sae.kernels.topk_select import threshold_select, topk_select
 from sae.learner import Learner
 from sae.sparse import RaggedCodes
-from sae.step import Auxiliary, sparse_step
+from sae.step import Auxiliary, StepResult, sparse_step
 
 pytestmark = pytest.mark.gpu
 N, D, D_SAE, K = 512, 768, 6144, 32
@@ -240,6 +243,60 @@ def test_a_captured_run_repeats_to_the_bit_and_resumes() -> None:
         second.take(batch)
     for name, value in first.parameters.items():
         assert torch.equal(second.parameters[name], value), name
+
+
+@pytest.mark.parametrize("kind", ["standard", "jumprelu"])
+def test_a_thresholded_run_goes_over_to_the_sparse_step_and_learns_the_same(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.use_deterministic_algorithms(False)
+    monkeypatch.setattr(density, "EVERY_STEPS", 8)
+    dense, steps = Architecture.step, list[int]()
+
+    def noted(self: Architecture, parameters: Any, x: Tensor, y: Tensor, moment: Any) -> StepResult:
+        steps.append(moment.step)
+        return dense(self, parameters, x, y, moment)
+
+    monkeypatch.setattr(Architecture, "step", noted)
+    losses = []
+    for share in (-1.0, 0.5):
+        monkeypatch.setattr(density, "SPARSE_SHARE", share)
+        steps.clear()
+        given = learner({"architecture": kind, "k": None, "target_l0": float(K)}, {})
+        for batch in batches(given):
+            given.take(batch)
+        assert steps == list(range(8 if share > 0 else 30))
+        losses.append(given.read_metrics(1.0, 1).loss)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
+@pytest.mark.parametrize("kind", ["standard", "jumprelu"])
+def test_a_thresholded_step_waits_for_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.use_deterministic_algorithms(False)
+    monkeypatch.setattr(density, "SPARSE_SHARE", 0.5)
+    given = learner({"architecture": kind, "k": None, "target_l0": float(K)}, {})
+    feed = batches(given)
+    for batch in feed[:20]:  # the seventeenth is the first sparse one
+        given.take(batch)
+    x, moment = feed[20]["rows"] * given.scale_in, given._moment()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:  # the answer whether entries fitted is waited for by an event, when all work has been handed over
+        result = given.architecture.step(given.parameters, x, x, moment)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert bool(torch.isfinite(result.loss))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_entries_above_floors_at_full_width_are_those_of_plain_torch(dtype: torch.dtype) -> None:
+    pre, floor = torch.randn(64, 65536, device="cuda").to(dtype), (2 + torch.rand(65536, device="cuda")).to(dtype)
+    count = int((pre > floor).sum())
+    for capacity in (count, count // 2, 2 * count):
+        ours, theirs = (above_select(pre, floor, capacity, backend=backend) for backend in ("triton", "reference"))
+        assert torch.equal(ours.count, theirs.count)
+        assert all(torch.equal(a, b) for a, b in zip(ours.codes, theirs.codes, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["topk", "batchtopk", "matryoshka"])
