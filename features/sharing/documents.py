@@ -30,6 +30,15 @@ from features.sharing.reading import identity, read_features
 
 FORMAT = "glassbox-features"
 VERSION = 1
+RELATIONS = (
+    "encoder_neighbours",
+    "coactivations",
+    "positions",
+    "boundaries",
+    "top_normed_logits",
+    "bottom_normed_logits",
+)
+"""Fields of a feature that are lists of named tuples, as `features.records` documents them."""
 
 
 def write_json(dictionary: Dictionary, features: Sequence[int], out: Path, name: str | None = None) -> Path:
@@ -71,6 +80,7 @@ def feature_record(feature: Feature) -> dict[str, Any]:
         "top_logits": [{**entry._asdict(), "logit": short(entry.logit)} for entry in feature.top_logits],
         "bottom_logits": [{**entry._asdict(), "logit": short(entry.logit)} for entry in feature.bottom_logits],
         "neighbours": [{"feature": other, "cosine": short(cosine)} for other, cosine in feature.neighbours],
+        **{name: [entry._asdict() for entry in getattr(feature, name)] for name in RELATIONS},
         "examples": [
             {key: value for key, value in asdict(example).items() if key != "feature"}
             | {"activation": short(example.activation), "activations": [short(x) for x in example.activations]}

@@ -72,7 +72,7 @@ def import_files(
         ValueError: a file cut short, of another kind, about another SAE, or with features that do not exist.
         FileNotFoundError: a path that does not exist.
     """
-    rows: Rows = {table.name: [] for table in schema.PEOPLE}
+    rows: Rows = {name: [] for name in NEEDED}
     sources: list[str] = []
     for path in _inside([Path(path) for path in paths]):
         found, source = _read(dictionary, path, any_sae)

@@ -17,7 +17,8 @@ import numpy as np
 from features.dictionary import CONTEXT_AFTER, CONTEXT_BEFORE, Dictionary
 from features.events import StoredEvents, read_events
 from features.labels import Explanation
-from features.records import Example, Feature, LogitToken, Neighbour, histogram_of
+from features.records import Example, Feature, histogram_of
+from features.relations import relations_between
 
 RUN_FEATURES = 128
 RUN_EVENTS = 1_500_000
@@ -82,8 +83,7 @@ def _read_run(dictionary: Dictionary, run: list[dict[str, Any]], before: int, af
 
     of = "where feature between $low and $high"
     bins = ask(f"select feature, low, high, count from histograms {of} order by bin")
-    sides = ask(f"select feature, side, token, token_id, logit from logits {of} order by side, rank")
-    close = ask(f"select feature, neighbour, cosine from neighbours {of} order by rank")
+    relations = relations_between(store, bounds["low"], bounds["high"])
     tokens = ask(
         f"""select feature, token, mass, feature_tokens.count as n from feature_tokens join vocabulary using (token_id)
         {of} qualify row_number() over (partition by feature order by mass desc) <= {TOKENS_SHOWN} order by mass desc"""
@@ -114,13 +114,7 @@ def _read_run(dictionary: Dictionary, run: list[dict[str, Any]], before: int, af
             decoder_norm=row["decoder_norm"],
             histogram=histogram_of(bins[feature]),
             examples=_examples(dictionary, examples[feature], events, place, before, after),
-            top_logits=[
-                LogitToken(r["token"], r["token_id"], r["logit"]) for r in sides[feature] if r["side"] == "top"
-            ],
-            bottom_logits=[
-                LogitToken(r["token"], r["token_id"], r["logit"]) for r in sides[feature] if r["side"] == "bottom"
-            ],
-            neighbours=[Neighbour(r["neighbour"], r["cosine"]) for r in close[feature]],
+            **relations[feature],
             explanations=said,
             tokens=[(r["token"], r["mass"], r["n"]) for r in tokens[feature]],
         )
