@@ -85,12 +85,15 @@ def compare(a: Dictionary, b: Dictionary, config: CompareConfig | None = None) -
     """Compares two dictionaries.
 
     Raises:
-        ValueError: models of different vocabularies, or neither directions nor text in common.
+        ValueError: models of different vocabularies, neither directions nor text in common, or a dictionary that keeps
+            the events around its examples only.
     """
     config = config or CompareConfig()
     started = time.perf_counter()
     left, right = Compared(a, "a"), Compared(b, "b")
     _check_models(a, b)
+    for each in (a, b):
+        each.store.require_all_events("comparing by events")
     text = shared_text(a, b, config.sample_tokens, config.seed)
     notes = _notes(a, b, text)
     left.directions, right.directions = _directions(a, b)

@@ -287,3 +287,12 @@ def test_false_discoveries_stay_few() -> None:
     found = discoveries(null, np.ones((4000, 2)))
     assert found[:200, 0].mean() > 0.95
     assert found[200:].sum() + found[:200, 1].sum() < 0.1 * found.sum()
+
+
+def test_dictionaries_without_all_events_are_refused(planted: tuple[Path, Path, np.ndarray], monkeypatch: Any) -> None:
+    for left, right in opened(*planted[:2]):
+        monkeypatch.setitem(right.store.info, "events", "examples")
+        monkeypatch.setitem(right.store.info, "n_kept_events", 1)
+        monkeypatch.setitem(right.store.info, "n_events", 2)
+        with pytest.raises(ValueError, match="comparing by events needs all"):
+            compare(left, right)
