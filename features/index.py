@@ -316,10 +316,16 @@ class _Build:
         self._lock: BuildLock | None = None
         self.fingerprint = _fingerprint(sae, lm, corpus, config, bool(facts["exclude_special_tokens"]))
         self.existing = read_manifest(out) if (out / MANIFEST).exists() else None
-        self.path = out / f"build-{self.fingerprint[:12]}"
-        if self.existing is not None and self.existing["build"] == self.path.name:
-            # readers go on with the build that stands there while its like is made again
-            self.path = out / f"{self.path.name}-again"
+        self.path = self._free_path()
+
+    def _free_path(self) -> Path:
+        """The folder to build in: an unfinished build, or a new one beside those that readers may hold."""
+        present = None if self.existing is None else self.existing["build"]
+        path, number = self.out / f"build-{self.fingerprint[:12]}", 1
+        while path.name == present or (path.exists() and not (path / SPILL).exists()):
+            number += 1
+            path = self.out / f"build-{self.fingerprint[:12]}-{number}"
+        return path
 
     def is_finished(self, on_exists: str) -> bool:
         """Whether the folder holds this very dictionary and may keep it.
