@@ -57,6 +57,7 @@ def read_features(
     dictionary: Dictionary, features: Sequence[int], before: int = CONTEXT_BEFORE, after: int = CONTEXT_AFTER
 ) -> Iterator[Feature]:
     """Yields features with all that the dictionary knows of them; examples with that many tokens around."""
+    dictionary.store.require_all_events("exporting features")
     facts = dictionary.store.query("select * from features order by feature").to_pylist()
     start = 0
     while start < len(features):
