@@ -7,7 +7,7 @@ Enters: words. Leaves: the texts that hold some of them, best first.
 3. A text of w words that holds it t times scores idf · t·(k1 + 1) / (t + k1·(1 − b + b·w / w̄)), summed over the words
    of the query; w̄ is the mean length of all texts.
 
-Of a feature's labels the newest is a text, and each of its explanations is one.
+Each label of a feature, earlier ones too, and each of its explanations is a text.
 
 Source: Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework: BM25 and Beyond"; the idf is Lucene's.
 """
@@ -31,6 +31,8 @@ class WordHit(NamedTuple):
     feature: int
     text: str
     is_label: bool
+    is_newest: bool
+    """It is the label that is shown; earlier ones are found too."""
     method_score: float | None
     """The explanation's own score."""
     words: list[str]
@@ -47,10 +49,11 @@ def ranked_texts(store: Store, query: str, limit: int) -> list[WordHit]:
         f"""
         with texts as (
             select *, row_number() over () as id, regexp_extract_all(lower(text), '{WORD}') as words from (
-                select feature, text, true as is_label, null::double as method_score from labels
-                qualify row_number() over (partition by feature order by rowid desc) = 1
+                select feature, text, true as is_label, null::double as method_score,
+                    row_number() over (partition by feature order by created desc, rowid desc) = 1 as is_newest
+                from labels
                 union all
-                select feature, text, false, score from explanations
+                select feature, text, false, score, false from explanations
             )
         ),
         corpus as (select count(*) as n_texts, avg(len(words)) as mean_words from texts),
@@ -63,12 +66,12 @@ def ranked_texts(store: Store, query: str, limit: int) -> list[WordHit]:
             select word, ln(1 + (n_texts - count(*) + 0.5) / (count(*) + 0.5)) as idf
             from postings, corpus group by word, n_texts
         )
-        select feature, text, is_label, method_score,
+        select feature, text, is_label, is_newest, method_score,
             list(word order by idf desc, word) as words,
             count(*) = (select count(*) from terms) as has_all,
             sum(idf * times * ({K1} + 1) / (times + {K1} * (1 - {B} + {B} * len(texts.words) / mean_words))) as score
         from postings join weights using (word) join texts using (id), corpus
-        group by id, feature, text, is_label, method_score
+        group by id, feature, text, is_label, is_newest, method_score
         order by score desc, is_label desc, feature limit $limit
         """,
         {"query": query, "limit": limit},

@@ -10,12 +10,14 @@ import threading
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from features import active, labels, search
+from features import active, by_label, conditions, labels, search
+from features.by_label import ByLabel
+from features.conditions import Answer, Condition
 from features.embedders import Embedder
 from features.feature_map import FeatureMap, feature_map
 from features.labels import Explanation
@@ -36,6 +38,7 @@ from features.text import Text
 if TYPE_CHECKING:
     from activations import LanguageModel
     from sae import SAE
+    from sae.labelled_text import LabelledText
 
 CONTEXT_BEFORE = SHOWN_BEFORE
 CONTEXT_AFTER = SHOWN_AFTER
@@ -266,6 +269,24 @@ class Dictionary:
         surprise, or effect and attribution on the logit of `target`. Loads the model.
         """
         return active.active_on(self, text, top, by, target)
+
+    def by_label(
+        self, labelled: LabelledText, limit: int = 10, pooling: Literal["max", "mean"] = "max", seed: int = 0
+    ) -> ByLabel:
+        """The features that best tell each label from the rest, with held-out scores (`features.by_label`).
+
+        `labelled` comes from `sae.labelled_text`. Loads the model.
+        """
+        return by_label.by_label(self, labelled, limit, pooling, seed=seed)
+
+    def find(self, condition: str | Condition, limit: int = 20) -> Answer:
+        """Places that meet a condition over events, such as `12 & 40>0.5 & !7 within 5` (`features.conditions`)."""
+        return conditions.find(self, condition, limit)
+
+    def events_of(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
+        """A feature's events in the order of the text: int64 keys, document << 32 | position, and activations."""
+        events = self._events(self.check_feature(feature))
+        return events.keys, events.activations
 
     def explanations_of(self, features: Iterable[int]) -> dict[int, str]:
         """The text to show for each of several features (label, else best explanation), where there is one."""

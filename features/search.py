@@ -120,7 +120,7 @@ def _anything(store: Store, text: Text, query: str, limit: int) -> Iterable[_Fou
     for hit in hits:
         share = hit.score / most
         trust = 0.5 if hit.method_score is None else max(hit.method_score, 0.0)
-        yield _Found(hit.feature, 2.0 + share if hit.is_label else share * trust, _told(hit))
+        yield _Found(hit.feature, 2.0 + share if hit.is_newest else share * trust, _told(hit))
     tokens = list(_tokens(store, text, query, limit))
     yield from tokens or _phrase(store, text, query, limit)
 
@@ -132,7 +132,8 @@ def _words(store: Store, query: str, limit: int) -> Iterable[_Found]:
 
 
 def _told(hit: bm25.WordHit) -> str:
-    return f"{'label' if hit.is_label else 'explanation'} has {', '.join(hit.words)}"
+    what = "label" if hit.is_newest else "earlier label" if hit.is_label else "explanation"
+    return f"{what} has {', '.join(hit.words)}"
 
 
 def _meaning(store: Store, embedder: Embedder, query: str, limit: int) -> Iterable[_Found]:

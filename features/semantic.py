@@ -41,7 +41,7 @@ def closest_texts(store: Store, embedder: Embedder, query: str, limit: int) -> l
     rows = store.query(
         """
         select feature, text, true as is_label from labels
-        qualify row_number() over (partition by feature order by rowid desc) = 1
+        qualify row_number() over (partition by feature order by created desc, rowid desc) = 1
         union all
         select feature, text, false from explanations order by is_label desc, feature
         """

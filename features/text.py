@@ -101,6 +101,11 @@ class Text:
         rows = np.searchsorted(self.documents.ids, documents)
         return self.documents.first_token[rows] + positions - self._first_positions[rows]
 
+    def extents(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Position of the first token and number of tokens of each of these documents."""
+        rows = np.searchsorted(self.documents.ids, documents)
+        return self._first_positions[rows], self.documents.n_tokens[rows]
+
     def window(self, document: int, position: int, before: int, after: int) -> Window:
         """The tokens around a position, cut at the document's ends."""
         row = self._row(document)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -80,10 +80,12 @@ def pool_texts(
     *,
     context_tokens: int = CONTEXT_TOKENS,
     batch_texts: int = 32,
+    pooling: Literal["mean", "max"] = "mean",
 ) -> dict[str, Pooled]:
     """Reads texts (each cut to `context_tokens`) once for all SAEs; returns them pooled, on the CPU.
 
     Texts of one length are read together, as many as have the tokens of `batch_texts` whole ones: nothing is padded.
+    `pooling` says what a text holds of a latent: its mean over tokens, or its largest value (by size).
     `lm` is an `activations.LanguageModel`. A BOS stands before each text where the SAEs were trained with one.
 
     Raises:
@@ -106,7 +108,7 @@ def pool_texts(
             at = lm.capture(tokens, None, sites)
             kept = ~torch.isin(tokens, torch.tensor(sorted(lm.special_ids)))
             for name, sae in saes.items():
-                gathered[name].append(_pooled(sae, [at[site].flatten(2) for site in sae.sites], kept))
+                gathered[name].append(_pooled(sae, [at[site].flatten(2) for site in sae.sites], kept, pooling))
             order += members.tolist()
             advance(len(members))
     if not order:
@@ -128,7 +130,7 @@ def _with_bos(ids: list[int], bos: int | None) -> list[int]:
     return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
 
-def _pooled(sae: SAE, at: list[Tensor], kept: Tensor) -> Pooled:
+def _pooled(sae: SAE, at: list[Tensor], kept: Tensor, pooling: str = "mean") -> Pooled:
     device = sae.W_dec.device
     rows = [value.float().to(device)[kept.to(device)] for value in at]
     owner = kept.nonzero()[:, 0].to(device)
@@ -142,13 +144,19 @@ def _pooled(sae: SAE, at: list[Tensor], kept: Tensor) -> Pooled:
     if codes.scale is not None:
         values = values * codes.scale[row]
     pairs, inverse = torch.unique(owner[row] * codes.d_sae + codes.indices[row, slot].long(), return_inverse=True)
-    summed = torch.zeros(len(pairs), device=device).index_add_(0, inverse, values)
     texts = pairs // codes.d_sae
+    if pooling == "max":
+        # of negative values the one of largest size counts, as everywhere
+        highest = torch.zeros(len(pairs), device=device).scatter_reduce(0, inverse, values, "amax")
+        lowest = torch.zeros(len(pairs), device=device).scatter_reduce(0, inverse, values, "amin")
+        held = torch.where(-lowest > highest, lowest, highest)
+    else:
+        held = torch.zeros(len(pairs), device=device).index_add_(0, inverse, values) / counts[texts]
     return Pooled(
         (means / counts[:, None]).cpu(),
         texts.cpu(),
         (pairs % codes.d_sae).cpu(),
-        (summed / counts[texts]).cpu(),
+        held.cpu(),
         codes.d_sae,
     )
 

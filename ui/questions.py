@@ -114,7 +114,94 @@ def active(
     _answer(json.loads(found.to_json()), as_json, f"{len(rows)} features by {by.value}{onto}", rows)
 
 
-VERBS = {"search": search, "active": active}
+def find(
+    dictionary: DictArgument,
+    condition: Annotated[
+        str, typer.Argument(metavar="CONDITION", help="Features joined by &, with ! and > SHARE; within N tokens.")
+    ],
+    limit: LimitOption = 10,
+    as_json: JsonOption = False,
+) -> None:
+    """Find documents where some features are active and others are not, or places where they stand close together.
+
+    Tells how many there are, and how many there would be by chance.
+
+    [dim]glassbox find DICT "12 & 40 & !7"[/dim] (documents)
+
+    [dim]glassbox find DICT "12 & 40>0.5 within 5 after"[/dim] (40 above half its maximum, one to five tokens after 12)
+    """
+    from features import Dictionary
+    from ui.render import tables
+
+    with closing(Dictionary.open(dictionary)) as opened:
+        found = opened.find(condition, limit)
+    if as_json:
+        typer.echo(found.to_json())
+        return
+    lift = "" if found.lift is None else f", lift {found.lift:.3g}"
+    told = f"{found.found:,} of {found.of:,} {found.counted}, {found.expected:,.1f} expected by chance{lift}"
+    rows = [
+        {"document": place.document_name, "at": place.position, "weakest": f"{place.strength:.0%}"}
+        | {"before": "".join(place.tokens[: place.center]), "token": place.tokens[place.center]}
+        | {"after": "".join(place.tokens[place.center + 1 :])}
+        for place in found.places
+    ]
+    terms = tables.records_table("", [term | {"holds": f"{term['holds']:.2%}"} for term in found.terms])
+    tables.show(terms, tables.records_table(told, rows))
+
+
+class Pooling(StrEnum):
+    """What a text holds of a feature."""
+
+    max = "max"
+    mean = "mean"
+
+
+def by_label(
+    dictionary: DictArgument,
+    labelled: Annotated[
+        str,
+        typer.Argument(
+            metavar="SET", help="Labelled texts: a JSONL or CSV file (.gz), or topics, forms, sentiment, subjects."
+        ),
+    ],
+    pooling: Annotated[
+        Pooling, typer.Option("--pooling", help="A text's largest activation, or its mean.")
+    ] = Pooling.max,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the halves.")] = 0,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Features of each label.")] = 5,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the features that best tell labelled texts apart. Loads the model.
+
+    Features are chosen on one half of the texts; balanced accuracy and AUC, with 95 % intervals, are of the other half.
+
+    [dim]glassbox by-label DICT topics[/dim]
+
+    [dim]glassbox by-label DICT reviews.csv --limit 3[/dim]
+    """
+    from features import Dictionary
+    from sae.labelled_text import labelled_text
+
+    texts = labelled_text(labelled)
+    with closing(Dictionary.open(dictionary, model=model)) as opened:
+        found = opened.by_label(texts, limit, pooling.value, seed=seed)
+    rows = [
+        {"label": e.label, "feature": e.feature, "active": e.direction}
+        | {"balanced accuracy": _within(e.balanced_accuracy, e.balanced_accuracy_low, e.balanced_accuracy_high)}
+        | {"AUC": _within(e.auc, e.auc_low, e.auc_high), "texts": e.n_test, "explanation": e.explanation}
+        for e in found.features
+    ]
+    again = f", {found.duplicates} repeated texts left out" if found.duplicates else ""
+    _answer(json.loads(found.to_json()), as_json, f"Held-out scores on {found.name}{again}", rows)
+
+
+def _within(value: float, low: float | None, high: float | None) -> str:
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
+VERBS = {"search": search, "active": active, "by-label": by_label, "find": find}
 
 
 def _answer(content: Any, as_json: bool, title: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -62,18 +62,20 @@ def hand_bm25(texts: dict[int, str], query: str, k1: float = 1.2, b: float = 0.7
 
 @pytest.mark.parametrize("query", ["import", "the IMPORT words", "ünïcode", "file numbers dates", "the", "__import__"])
 def test_words_of_explanations_are_ranked_as_bm25_says(told: Dictionary, query: str) -> None:
-    texts = TEXTS | {-3: "dates"}
+    texts = TEXTS | {-3: "dates", -300: "import of an old opinion"}
     expected = hand_bm25(texts, query)
     hits = bm25.ranked_texts(told.store, query, 100)
-    assert {(-h.feature if h.is_label else h.feature): pytest.approx(h.score) for h in hits} == expected
+    found = {h.feature * (1 if not h.is_label else -1 if h.is_newest else -100): h.score for h in hits}
+    assert found == {key: pytest.approx(score) for key, score in expected.items()}
     assert [h.score for h in hits] == sorted((h.score for h in hits), reverse=True)
-    found = told.search(query, kind="explanation")
-    assert found
-    assert all(word in query.lower() for hit in found for word in re.findall(r"[^\W_]+", hit.reason.split(" has ")[1]))
+    named = told.search(query, kind="explanation")
+    assert named
+    assert all(word in query.lower() for hit in named for word in re.findall(r"[^\W_]+", hit.reason.split(" has ")[1]))
 
 
-def test_an_old_label_is_no_longer_found_and_hostile_queries_are_text(told: Dictionary) -> None:
-    assert 3 not in {hit.feature for hit in told.search("import", kind="explanation")}
+def test_an_earlier_label_is_told_as_one_and_hostile_queries_are_text(told: Dictionary) -> None:
+    (earlier,) = told.search("opinion", kind="explanation")
+    assert (earlier.feature, earlier.reason, earlier.explanation) == (3, "earlier label has opinion", "dates")
     assert told.search("dates")[0].feature == 3
     for kind in ("auto", "token", "text", "explanation"):
         for hostile in ["'; drop table labels; --", '"quoted"', "<script>", "a\x00b", "%_\\"]:

@@ -15,7 +15,7 @@ import pytest
 from ui import cli, serving
 
 VERBS = ["demo", "pretrain", "harvest", "train", "evaluate", "index", "convert", "explain", "browse", "steer", "sql",
-         "search", "active", "compare", "dict", "doctor"]  # fmt: skip
+         "search", "active", "by-label", "find", "compare", "dict", "doctor"]  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
 
 
