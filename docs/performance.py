@@ -116,6 +116,21 @@ def cpu_index_events() -> str:
     return where(rows) + "\n" + table(["case", "time", "an event", "peak memory", "bytes an event"], body)
 
 
+def cpu_dictionary() -> str:
+    rows = rows_of("dictionary_cpu", "case")
+    body = [
+        [name, spread(case), f"{case['p95_ms']:g} ms", f"{case['n']}"]
+        for row in rows
+        for name, case in row["cases"].items()
+    ]
+    size = "".join(
+        f"{row['features']:,} features, {row['events']:,} events, {row['folder_bytes'] / row['events']:.1f} bytes an "
+        f"event; {row['still_cached']:.1%} of the files stood in the cache when cold pages were asked for.\n"
+        for row in rows
+    )
+    return where(rows) + size + "\n" + table(["what", "time", "95 % below", "times"], body)
+
+
 def cpu_many() -> str:
     rows = rows_of("many_cpu", "case")
     body = [
@@ -243,6 +258,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu harvest": cpu_harvest,
     "cpu index": cpu_index,
     "cpu index events": cpu_index_events,
+    "cpu dictionary": cpu_dictionary,
     "cpu many": cpu_many,
     "cpu bits": cpu_bits,
     "gpu steps": gpu_steps,

@@ -20,6 +20,7 @@ from features.by_label import ByLabel
 from features.conditions import Answer, Condition
 from features.embedders import Embedder
 from features.feature_map import FeatureMap, feature_map
+from features.feature_rows import FeatureRows, records
 from features.labels import Explanation
 from features.lists import Lists
 from features.questions import TIMEOUT_S
@@ -40,6 +41,18 @@ if TYPE_CHECKING:
     from sae import SAE
     from sae.labelled_text import LabelledText
 
+FACTS = (
+    *("density", "mean_activation", "std_activation", "max_activation", "count", "documents", "is_dead"),
+    "decoder_norm",
+)
+EXAMPLE = ("stratum", "rank", "document", "position", "activation")
+EVENT = ("document", "position", "activation")
+PAGE = {
+    "features": FACTS,
+    "histograms": ("low", "high", "count"),
+    "page_tokens": ("token_id", "mass", "count"),
+}
+"""What a page takes from tables that are ordered by feature."""
 CONTEXT_BEFORE = SHOWN_BEFORE
 CONTEXT_AFTER = SHOWN_AFTER
 
@@ -71,6 +84,7 @@ class Dictionary:
         self._sae: SAE | None = None
         self._lock = threading.RLock()
         self.text = Text(store)
+        self._rows = FeatureRows(store.build)
 
     @classmethod
     def open(cls, path: str | Path, model: str | Path | LanguageModel | None = None) -> Dictionary:
@@ -92,6 +106,7 @@ class Dictionary:
     def close(self) -> None:
         """Lets go of the files."""
         self.store.close()
+        self._rows.close()
 
     @property
     def sae(self) -> SAE:
@@ -162,28 +177,23 @@ class Dictionary:
     def feature(self, feature: int, before: int = CONTEXT_BEFORE, after: int = CONTEXT_AFTER) -> Feature:
         """Everything about one feature; examples show `before` and `after` tokens around their strongest one."""
         feature = self.check_feature(feature)
-        facts = self.store.query("select * from features where feature = ?", [feature]).to_pylist()[0]
-        bins = self.store.query("select low, high, count from histograms where feature = ? order by bin", [feature])
-        tokens = self.store.query(
-            """select token, mass, feature_tokens.count from feature_tokens join vocabulary using (token_id)
-            where feature = ? order by mass desc limit 20""",
-            [feature],
-        )
+        vocabulary = self.text.vocabulary
+        has_tokens = self._rows.has("page_tokens")  # not before that file was written
+        found = self._rows.rows(feature, PAGE if has_tokens else {k: v for k, v in PAGE.items() if k != "page_tokens"})
+        facts: dict[str, Any] = {name: column.tolist()[0] for name, column in found["features"].items()}
+        bins = records(found["histograms"])
+        if has_tokens:
+            tokens = [(vocabulary[token], mass, count) for token, mass, count in records(found["page_tokens"])]
+        else:
+            tokens = self._tokens_of(feature)
         return Feature(
             id=feature,
-            density=facts["density"],
-            mean_activation=facts["mean_activation"],
-            std_activation=facts["std_activation"],
-            max_activation=facts["max_activation"],
-            count=facts["count"],
-            documents=facts["documents"],
-            is_dead=facts["is_dead"],
-            decoder_norm=facts["decoder_norm"],
-            histogram=histogram_of(bins.to_pylist()),
+            **facts,
+            histogram=histogram_of([{"low": low, "high": high, "count": n} for low, high, n in bins]),
             examples=self.examples(feature, before, after),
-            **relations_of(self.store, feature),
+            **relations_of(self._rows, vocabulary, feature),
             explanations=labels.explanations_of(self.store, feature),
-            tokens=[(row["token"], row["mass"], row["count"]) for row in tokens.to_pylist()],
+            tokens=tokens,
         )
 
     def examples(
@@ -194,14 +204,14 @@ class Dictionary:
         Where only the events around examples are kept, no more text is shown than they cover.
         """
         feature = self.check_feature(feature)
-        rows = self.store.query(
-            """select stratum, rank, document, position, activation from examples
-            where feature = ? and (? is null or stratum = ?) order by stratum, rank""",
-            [feature, stratum, stratum],
-        ).to_pylist()
+        read = self._rows.rows(feature, {"examples": EXAMPLE, "events": EVENT})
+        found = read["examples"]
+        rows = [dict(zip(EXAMPLE, row, strict=True)) for row in records(found)]
+        rows = [row for row in rows if stratum is None or row["stratum"] == stratum]
         if not rows:
             return []
-        events = self._events(feature)
+        events = _FeatureEvents.of(read["events"])
+        self.text.fetch(found["document"], found["position"], before, after)
         return [self._example(feature, events, before, after, **row) for row in rows]
 
     def context(self, example: Example, before: int, after: int) -> Example:
@@ -334,12 +344,16 @@ class Dictionary:
         return Lists(self.store)
 
     def _events(self, feature: int) -> _FeatureEvents:
+        return _FeatureEvents.of(self._rows.rows(feature, {"events": EVENT})["events"])
+
+    def _tokens_of(self, feature: int) -> list[tuple[str, float, int]]:
+        """The tokens with most of a feature's activation: text, share, times active there."""
         rows = self.store.query(
-            "select document, position, activation from events where feature = ? order by document, position",
+            """select token, mass, feature_tokens.count from feature_tokens join vocabulary using (token_id)
+            where feature = ? order by mass desc limit 20""",
             [feature],
         )
-        document, position, activation = (column.to_numpy() for column in rows.columns)
-        return _FeatureEvents(document.astype(np.int64) << 32 | position, activation)
+        return [(row["token"], row["mass"], row["count"]) for row in rows.to_pylist()]
 
     def _example(
         self,
@@ -374,6 +388,10 @@ class Dictionary:
 class _FeatureEvents(NamedTuple):
     keys: np.ndarray
     activations: np.ndarray
+
+    @classmethod
+    def of(cls, rows: dict[str, np.ndarray]) -> _FeatureEvents:
+        return cls(rows["document"].astype(np.int64) << 32 | rows["position"], rows["activation"])
 
     def at(self, document: int, positions: np.ndarray) -> list[float]:
         """Activations at positions of a document, 0 where the feature is silent."""

@@ -37,6 +37,10 @@ _FIRST_BIN = (127 - 20) << (23 - HISTOGRAM_SHIFT)
 EVENT_ROW_GROUP = 65_536
 RANGE_EVENTS = 6 * EVENT_ROW_GROUP
 """Events of a range; few enough that what is made of them stays in the caches."""
+FEATURE_ROW_GROUP = 8_192
+"""Rows read at a time for one feature's page: small, since the page needs a handful."""
+PAGE_TOKENS = 20
+"""Tokens of each feature in the file page_tokens, which holds the first rows of feature_tokens by feature."""
 TABLE_THREADS = 2
 
 
@@ -179,10 +183,12 @@ def write_event_tables(
     first_event = pa.array(np.cumsum(kept) - kept, pa.int64())
     features = tables["features"]
     tables["features"] = features.set_column(features.schema.get_field_index("first_event"), "first_event", first_event)
-    tables["feature_tokens"] = _by_token(tables["feature_tokens"])
     tables["coactivations"] = together.table(config.coactivations)
+    by_feature = tables.pop("feature_tokens")
+    tables["page_tokens"] = _first_of_each(by_feature, PAGE_TOKENS)
     with ThreadPoolExecutor(TABLE_THREADS) as pool:
-        list(pool.map(partial(write_table, build), tables, tables.values()))
+        list(pool.map(partial(write_table, build, row_group=FEATURE_ROW_GROUP), tables, tables.values()))
+    write_table(build, "feature_tokens", _by_token(by_feature))
     counts = features["count"].to_numpy()
     return EventFacts(int((counts > 0).sum()), int(counts.sum()), int(kept.sum()))
 
@@ -191,6 +197,13 @@ def _windows(corpus: Corpus, config: IndexConfig) -> np.ndarray:
     """int32 [n]: the number of each token's window."""
     key = corpus.documents.astype(np.int64) << 32 | (corpus.positions // config.window_tokens)
     return np.concatenate(([0], np.cumsum(key[1:] != key[:-1]))).astype(np.int32)
+
+
+def _first_of_each(table: pa.Table, most: int) -> pa.Table:
+    """The first rows of every feature in a table that is ordered by feature."""
+    features = table["feature"].to_numpy()
+    rank = np.arange(features.size) - np.searchsorted(features, features)
+    return table.filter(pa.array(rank < most))
 
 
 def _by_token(table: pa.Table) -> pa.Table:

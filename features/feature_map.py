@@ -118,7 +118,7 @@ def lay_out(directions: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         min_cluster_size=smallest_cluster(len(directions)),
         min_samples=CLUSTER_DENSITY,
         cluster_selection_method="leaf",
-        copy=True,
+        copy=True,  # pyright: ignore[reportArgumentType]  (taken from the default, "warn")
     )
     found = clustering.fit_predict(place)
     return place, by_size(found)

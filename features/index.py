@@ -41,7 +41,7 @@ from activations.processes import current
 from activations.progress import progress
 from features import coactivation, geometry, logit_effects, wiring
 from features.corpus import Corpus, arrange_corpus, write_corpus_tables
-from features.event_tables import write_event_tables, write_table
+from features.event_tables import FEATURE_ROW_GROUP, write_event_tables, write_table
 from features.events import EventSpill
 from features.store import (
     FORMAT,
@@ -413,13 +413,13 @@ class _Build:
                 self.path, spill, corpus, config, norms, int(lm.vocab_size), advance, keeps_all=keeps_all
             )
         write_corpus_tables(self.path, corpus, lm)
-        write_table(self.path, "neighbours", geometry.neighbours(sae.W_dec, config.neighbours))
+        write_table(self.path, "neighbours", geometry.neighbours(sae.W_dec, config.neighbours), FEATURE_ROW_GROUP)
         # a neuron reads itself: no two of them read alike
         reads_itself = sae.metadata.get("basis") is not None
         read_alike = geometry.neighbours(sae.W_enc, 0 if reads_itself else config.neighbours)
-        write_table(self.path, "encoder_neighbours", read_alike)
+        write_table(self.path, "encoder_neighbours", read_alike, FEATURE_ROW_GROUP)
         for table, rows in logit_effects.tables(sae, lm, corpus, config).items():
-            write_table(self.path, table, rows)
+            write_table(self.path, table, rows, FEATURE_ROW_GROUP)
         sae.save(str(self.path / "sae"), format="saelens")
         return {
             "n_features": int(sae.W_dec.shape[0]),

@@ -8,6 +8,7 @@ is shown, the others are its history, and only `remove_labels`, which says what 
 from __future__ import annotations
 
 import getpass
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -108,17 +109,13 @@ def write_scores(store: Store, rows: pa.Table, method: str, scorers: Sequence[st
 
 def explanations_of(store: Store, feature: int) -> list[Explanation]:
     """Labels of a feature, newest first, then what methods wrote, best score first."""
-    rows = store.query(
-        """
-        select text, 'label' as method, null::double as score, author, created as "time", null::varchar as rule
-        from (select * from labels where feature = $feature order by created desc, rowid desc)
-        union all
-        select text, method, score, author, created, rule
-        from (select * from explanations where feature = $feature order by score desc nulls last, rowid)
-        """,
-        {"feature": feature},
-    ).to_pylist()
-    return [Explanation(**row) for row in rows]
+    people = store.people_of(feature, ("labels", "explanations"))
+    own = [Explanation(row["text"], "label", None, row["author"], row["created"]) for row in people["labels"]]
+    own.sort(key=lambda label: label.time)
+    written = people["explanations"]
+    written.sort(key=lambda row: -math.inf if row["score"] is None else row["score"], reverse=True)
+    found = [(row["text"], row["method"], row["score"], row["author"], row["created"], row["rule"]) for row in written]
+    return own[::-1] + [Explanation(*row) for row in found]
 
 
 def table(name: str, rows: Sequence[Mapping[str, object]]) -> pa.Table:

@@ -144,13 +144,9 @@ def _meaning(store: Store, embedder: Embedder, query: str, limit: int) -> Iterab
 
 def _tokens(store: Store, text: Text, query: str, limit: int) -> Iterable[_Found]:
     wanted = query.strip().lower()
-    exact, part = [], []
-    for token_id, token in enumerate(text.vocabulary):
-        lowered = token.lower()
-        if token == query or lowered.strip() == wanted:
-            exact.append(token_id)
-        elif wanted in lowered:
-            part.append(token_id)
+    held = [token_id for token_id, token in enumerate(text.lowered) if wanted in token]
+    exact = [i for i in held if text.vocabulary[i] == query or text.lowered[i].strip() == wanted]
+    part = sorted(set(held) - set(exact))
     for ids, offset in ((exact, 1.0), (part, 0.0)):
         for feature, share, told in _features_at(store, text, ids, limit):
             yield _Found(feature, offset + share, told)

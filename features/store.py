@@ -28,9 +28,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from features import questions, schema
+from features.columns import as_array
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -43,6 +45,7 @@ SPILL = "spill"
 LOCK_WAIT_S = 20.0
 SHOWN_BEFORE, SHOWN_AFTER = 24, 12
 """Tokens before and after an example's own that are shown with it, and kept where other events are not."""
+ASKED_DIRECTLY = 4
 
 _labels_locks: dict[str, threading.RLock] = {}
 _labels_locks_guard = threading.Lock()
@@ -184,6 +187,8 @@ class Store:
         self._views: DuckDBPyConnection | None = None
         self._views_stamp: tuple[int, ...] | None = None
         self._views_time = 0.0
+        self._asked: tuple[tuple[int, ...], int] = ((), 0)
+        self._people: tuple[tuple[int, ...] | None, dict[str, pa.Table]] = (None, {})
         self._lock = threading.Lock()
 
     def verify(self, deep: bool = False) -> None:
@@ -219,6 +224,48 @@ class Store:
             return cursor.sql(sql, params=parameters or None).to_arrow_table()
         finally:
             cursor.close()
+
+    def people_of(self, feature: int, tables: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+        """The rows of label tables about one feature, in the order in which they were written.
+
+        The first times after a change their database itself is asked: a few pages need no copy of all. Opening it costs
+        more than looking into a copy, so that whoever goes on asking makes one.
+        """
+        import duckdb
+
+        stamp = self._labels_stamp()
+        if stamp != self._asked[0]:
+            self._asked = stamp, 0
+        if stamp and stamp != self._people[0] and self._asked[1] < ASKED_DIRECTLY:
+            self._asked = stamp, self._asked[1] + 1
+            try:
+                return self._people_asked(feature, tables)
+            except (duckdb.CatalogException, duckdb.BinderException):
+                pass  # of an earlier version, which lacks tables or columns: the copy has them
+        people = self._people_at(stamp)
+        found: dict[str, list[dict[str, Any]]] = {}
+        for name in tables:
+            places = np.flatnonzero(as_array(people[name]["feature"]) == feature).tolist()
+            found[name] = [row for place in places for row in people[name].slice(place, 1).to_pylist()]
+        return found
+
+    def _people_at(self, stamp: tuple[int, ...] | None) -> dict[str, pa.Table]:
+        """A copy of the label tables that is at least as new as the stamp."""
+        held, people = self._people
+        if held != stamp:
+            people = self.read_labels()
+            self._people = stamp, people
+        return people
+
+    def _people_asked(self, feature: int, tables: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+        found: dict[str, list[dict[str, Any]]] = {}
+        with self._labels_database(read_only=True) as connection:
+            for name in tables:
+                columns = [column.name for column in schema.TABLES[name].columns]
+                asked = f"{schema.select_people(schema.TABLES[name], set(columns))} where feature = ? order by rowid"
+                rows = connection.execute(asked, [feature]).fetchall()
+                found[name] = [dict(zip(columns, row, strict=True)) for row in rows]
+        return found
 
     def sql(self, sql: str, timeout_s: float | None = questions.TIMEOUT_S) -> pa.Table:
         """Answers a person's question (`features.questions`)."""
@@ -316,7 +363,7 @@ class Store:
             is_young = self._views is not None and self._views_time >= asked
             stamp = self._views_stamp if is_young else self._labels_stamp()
             if self._views is None or stamp != self._views_stamp:
-                people = self.read_labels()
+                people = self._people_at(stamp)
                 # an open database keeps its file alive: it needs no name, and vanishes with its last cursor
                 with tempfile.TemporaryDirectory(prefix="glassbox-views-") as folder:
                     path = Path(folder) / "views.duckdb"

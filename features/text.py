@@ -12,9 +12,11 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
+from features.columns import as_array
 from features.store import Store
 
-TOKEN_ROW_GROUP = 65_536
+TOKEN_ROW_GROUP = 16_384
+"""Tokens that are read at a time for one window; earlier builds have groups of another size."""
 JOINED_TOKENS = 20_000_000
 """Tokens that searches for phrases and patterns read; more would not fit beside everything else."""
 
@@ -58,23 +60,27 @@ class Text:
         self._store = store
         self._lock = threading.Lock()
         self._groups: dict[tuple[str, int], np.ndarray] = {}
-        self._file: pq.ParquetFile | None = None
 
     @cached_property
     def documents(self) -> Documents:
         """The documents in the order of their tokens."""
         table = pq.ParquetFile(self._store.build / "documents.parquet").read()
         return Documents(
-            table["document"].to_numpy(),
+            as_array(table["document"]),
             table["name"].to_pylist(),
-            table["n_tokens"].to_numpy().astype(np.int64),
-            table["first_token"].to_numpy(),
+            as_array(table["n_tokens"]).astype(np.int64),
+            as_array(table["first_token"]),
         )
 
     @cached_property
     def vocabulary(self) -> list[str]:
         """The text of each token id."""
         return pq.ParquetFile(self._store.build / "vocabulary.parquet").read(["token"])["token"].to_pylist()
+
+    @cached_property
+    def lowered(self) -> list[str]:
+        """The text of each token id in lower case."""
+        return [token.lower() for token in self.vocabulary]
 
     @property
     def n_tokens(self) -> int:
@@ -111,7 +117,7 @@ class Text:
         row = self._row(document)
         start = int(self.documents.first_token[row])
         stop = start + int(self.documents.n_tokens[row])
-        center = start + position - int(self._first_positions[row])
+        center = start + position - self._first_position(row)
         first, last = max(start, center - max(before, 0)), min(stop, center + max(after, 0) + 1)
         tokens = [self.vocabulary[i] for i in self.column("token_id", first, last).tolist()]
         return Window(tokens, np.arange(first, last) - center + position, center - first)
@@ -119,29 +125,62 @@ class Text:
     def column(self, name: str, first: int = 0, last: int | None = None) -> np.ndarray:
         """A column of the table token_ids for the tokens numbered first ≤ n < last."""
         last = self.n_tokens if last is None else last
-        groups = range(first // TOKEN_ROW_GROUP, max(first, last - 1) // TOKEN_ROW_GROUP + 1)
+        size = self._group_tokens
+        groups = range(first // size, max(first, last - 1) // size + 1)
         parts = [self._group(name, group) for group in groups]
-        offset = first - groups[0] * TOKEN_ROW_GROUP
+        offset = first - groups[0] * size
         return (parts[0] if len(parts) == 1 else np.concatenate(parts))[offset : offset + last - first]
 
     @cached_property
     def _first_positions(self) -> np.ndarray:
-        groups = self.documents.first_token // TOKEN_ROW_GROUP
+        groups = self.documents.first_token // self._group_tokens
         found = np.empty(groups.size, dtype=np.int64)
         for group in np.unique(groups).tolist():
             inside = groups == group
-            places = self.documents.first_token[inside] - group * TOKEN_ROW_GROUP
+            places = self.documents.first_token[inside] - group * self._group_tokens
             found[inside] = self._group("position", group)[places]
         return found
 
-    def _group(self, name: str, group: int) -> np.ndarray:
+    def _first_position(self, row: int) -> int:
+        """The position of a document's first token; one window needs no other document's."""
+        if "_first_positions" in self.__dict__:
+            return int(self._first_positions[row])
+        group, place = divmod(int(self.documents.first_token[row]), self._group_tokens)
+        return int(self._group("position", group)[place])
+
+    @cached_property
+    def _file(self) -> pq.ParquetFile:
+        return pq.ParquetFile(self._store.build / "token_ids.parquet", memory_map=True)
+
+    @cached_property
+    def _group_tokens(self) -> int:
+        """Tokens in a row group; all but the last have as many."""
+        return self._file.metadata.row_group(0).num_rows
+
+    def fetch(self, documents: np.ndarray, positions: np.ndarray, before: int, after: int) -> None:
+        """Reads at once what windows around these places need, instead of one after another."""
+        rows = np.searchsorted(self.documents.ids, documents)
+        start = self.documents.first_token[rows]
+        self._read("position", start // self._group_tokens)
+        center = start + positions - np.array([self._first_position(row) for row in rows.tolist()], dtype=np.int64)
+        first = np.maximum(center - before, 0) // self._group_tokens
+        last = np.minimum(center + after, self.n_tokens - 1) // self._group_tokens
+        self._read("token_id", np.concatenate([first, last]))
+
+    def _read(self, name: str, groups: np.ndarray) -> None:
         with self._lock:
-            if (name, group) not in self._groups:
-                if self._file is None:
-                    self._file = pq.ParquetFile(self._store.build / "token_ids.parquet")
-                column = self._file.read_row_group(group, columns=[name])[name]
-                self._groups[name, group] = column.to_numpy()
-            return self._groups[name, group]
+            missing = [group for group in np.unique(groups).tolist() if (name, group) not in self._groups]
+            if not missing:
+                return
+            found = as_array(self._file.read_row_groups(missing, columns=[name], use_threads=False)[name])
+            for place, group in enumerate(missing):
+                start = place * self._group_tokens  # only the last group of all is shorter
+                self._groups[name, group] = found[start : start + self._group_tokens]
+
+    def _group(self, name: str, group: int) -> np.ndarray:
+        if (name, group) not in self._groups:
+            self._read(name, np.array([group]))
+        return self._groups[name, group]
 
     def _row(self, document: int) -> int:
         return int(np.searchsorted(self.documents.ids, document))

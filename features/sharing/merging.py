@@ -30,7 +30,7 @@ from features import schema
 from features.coactivation import sample_size
 from features.corpus import Corpus
 from features.dictionary import Dictionary
-from features.event_tables import write_event_tables, write_table
+from features.event_tables import FEATURE_ROW_GROUP, write_event_tables, write_table
 from features.events import EventSpill, read_events, split_features
 from features.index import IndexConfig
 from features.labels import now
@@ -197,7 +197,7 @@ def _write(build: Path, parts: Sequence[Dictionary], corpus: Corpus) -> dict[str
     # normed_logit_ids is left out: a mean over the text, whose lists the parts' lists do not give
     for name in ("neighbours", "encoder_neighbours", "logit_ids"):
         if (path := first.store.build / f"{name}.parquet").is_file():
-            write_table(build, name, pq.ParquetFile(path).read())
+            write_table(build, name, pq.ParquetFile(path).read(), FEATURE_ROW_GROUP)
     shutil.copytree(first.store.build / "sae", build / "sae")
     return {
         "n_live": found.live,
