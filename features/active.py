@@ -199,7 +199,7 @@ def _direct(dictionary: Dictionary, batch: Any, real: torch.Tensor, events: _Eve
             f"the SAE writes {', '.join(dictionary.target_sites)}, which logits do not read directly, expected the "
             "residual stream: rank by attribution"
         )
-    last = f"resid_post.{lm.n_layers - 1}"
+    last = lm.final_site
     with torch.no_grad():
         rows = lm.capture(batch.tokens, batch.mask, [last])[last][0][real]
         scale = lm.final_norm_scale(rows).double().cpu().numpy()

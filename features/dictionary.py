@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ from features.by_label import ByLabel
 from features.conditions import Answer, Condition
 from features.embedders import Embedder
 from features.feature_map import FeatureMap, feature_map
-from features.feature_rows import FeatureRows, records
+from features.feature_rows import FeatureEvents, FeatureRows, records
 from features.labels import Explanation
 from features.lists import Lists
 from features.questions import TIMEOUT_S
@@ -210,13 +210,13 @@ class Dictionary:
         rows = [row for row in rows if stratum is None or row["stratum"] == stratum]
         if not rows:
             return []
-        events = _FeatureEvents.of(read["events"])
+        events = FeatureEvents.of(read["events"])
         self.text.fetch(found["document"], found["position"], before, after)
-        return [self._example(feature, events, before, after, **row) for row in rows]
+        return [self.example_at(feature, events, before, after, **row) for row in rows]
 
     def context(self, example: Example, before: int, after: int) -> Example:
         """The same example with another width of text around it."""
-        return self._example(
+        return self.example_at(
             example.feature,
             self._events(example.feature),
             before,
@@ -343,8 +343,8 @@ class Dictionary:
         """People's named lists of features: `create`, `add`, `get`, `all`, `remove`, `rename`, `delete`."""
         return Lists(self.store)
 
-    def _events(self, feature: int) -> _FeatureEvents:
-        return _FeatureEvents.of(self._rows.rows(feature, {"events": EVENT})["events"])
+    def _events(self, feature: int) -> FeatureEvents:
+        return FeatureEvents.of(self._rows.rows(feature, {"events": EVENT})["events"])
 
     def _tokens_of(self, feature: int) -> list[tuple[str, float, int]]:
         """The tokens with most of a feature's activation: text, share, times active there."""
@@ -355,10 +355,10 @@ class Dictionary:
         )
         return [(row["token"], row["mass"], row["count"]) for row in rows.to_pylist()]
 
-    def _example(
+    def example_at(
         self,
         feature: int,
-        events: _FeatureEvents,
+        events: FeatureEvents,
         before: int,
         after: int,
         *,
@@ -368,6 +368,7 @@ class Dictionary:
         stratum: int,
         rank: int,
     ) -> Example:
+        """An example with its text, given the events of its feature."""
         if not self.store.keeps_all_events:
             before, after = min(before, SHOWN_BEFORE), min(after, SHOWN_AFTER)
         window = self.text.window(document, position, before, after)
@@ -383,20 +384,3 @@ class Dictionary:
             activations=events.at(document, window.positions),
             center=window.center,
         )
-
-
-class _FeatureEvents(NamedTuple):
-    keys: np.ndarray
-    activations: np.ndarray
-
-    @classmethod
-    def of(cls, rows: dict[str, np.ndarray]) -> _FeatureEvents:
-        return cls(rows["document"].astype(np.int64) << 32 | rows["position"], rows["activation"])
-
-    def at(self, document: int, positions: np.ndarray) -> list[float]:
-        """Activations at positions of a document, 0 where the feature is silent."""
-        if self.keys.size == 0:
-            return [0.0] * positions.size
-        wanted = positions.astype(np.int64) | document << 32
-        place = np.minimum(np.searchsorted(self.keys, wanted), self.keys.size - 1)
-        return np.where(self.keys[place] == wanted, self.activations[place], 0.0).astype(float).tolist()

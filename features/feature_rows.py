@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -98,6 +98,27 @@ class _File:
             else:
                 self._extents[group] = statistics.min, statistics.max
         return self._extents[group]
+
+
+class FeatureEvents(NamedTuple):
+    """One feature's events in the order of the text."""
+
+    keys: np.ndarray
+    """int64: document << 32 | position."""
+    activations: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Mapping[str, np.ndarray]) -> FeatureEvents:
+        """Takes columns document, position and activation."""
+        return cls(rows["document"].astype(np.int64) << 32 | rows["position"], rows["activation"])
+
+    def at(self, document: int, positions: np.ndarray) -> list[float]:
+        """Activations at positions of a document, 0 where the feature is silent."""
+        if self.keys.size == 0:
+            return [0.0] * positions.size
+        wanted = positions.astype(np.int64) | document << 32
+        place = np.minimum(np.searchsorted(self.keys, wanted), self.keys.size - 1)
+        return np.where(self.keys[place] == wanted, self.activations[place], 0.0).astype(float).tolist()
 
 
 def records(columns: dict[str, np.ndarray]) -> Iterator[tuple[Any, ...]]:

@@ -12,12 +12,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from features.dictionary import CONTEXT_AFTER, CONTEXT_BEFORE, Dictionary
-from features.events import StoredEvents, read_events
+from features.events import read_events
+from features.feature_rows import FeatureEvents
 from features.labels import Explanation
-from features.records import Example, Feature, histogram_of
+from features.records import Feature, histogram_of
 from features.relations import relations_between
 
 RUN_FEATURES = 128
@@ -98,6 +97,8 @@ def _read_run(dictionary: Dictionary, run: list[dict[str, Any]], before: int, af
     for row in run:
         feature = row["feature"]
         place = slice(row["first_event"] - first, row["first_event"] - first + row["count"])
+        columns = {"document": events.documents, "position": events.positions, "activation": events.activations}
+        own = FeatureEvents.of({name: column[place] for name, column in columns.items()})
         said = [Explanation(e["text"], "label", None, e["author"], e["created"]) for e in labels[feature]]
         said += [
             Explanation(e["text"], e["method"], e["score"], e["author"], e["created"], e["rule"])
@@ -114,36 +115,10 @@ def _read_run(dictionary: Dictionary, run: list[dict[str, Any]], before: int, af
             is_dead=row["is_dead"],
             decoder_norm=row["decoder_norm"],
             histogram=histogram_of(bins[feature]),
-            examples=_examples(dictionary, examples[feature], events, place, before, after),
+            examples=[
+                dictionary.example_at(events=own, before=before, after=after, **row) for row in examples[feature]
+            ],
             **relations[feature],
             explanations=said,
             tokens=[(r["token"], r["mass"], r["n"]) for r in tokens[feature]],
         )
-
-
-def _examples(
-    dictionary: Dictionary, rows: list[dict[str, Any]], events: StoredEvents, place: slice, before: int, after: int
-) -> list[Example]:
-    keys = events.documents[place].astype(np.int64) << 32 | events.positions[place]
-    values = events.activations[place]
-    found = []
-    for row in rows:
-        window = dictionary.text.window(row["document"], row["position"], before, after)
-        wanted = window.positions.astype(np.int64) | row["document"] << 32
-        at = np.minimum(np.searchsorted(keys, wanted), keys.size - 1)
-        activations = np.where(keys[at] == wanted, values[at], 0.0).astype(float).tolist()
-        found.append(
-            Example(
-                feature=row["feature"],
-                document=row["document"],
-                document_name=dictionary.text.name(row["document"]),
-                position=row["position"],
-                activation=row["activation"],
-                stratum=row["stratum"],
-                rank=row["rank"],
-                tokens=window.tokens,
-                activations=activations,
-                center=window.center,
-            )
-        )
-    return found
