@@ -15,7 +15,7 @@ from features import Dictionary
 from features.explain import METHOD, ExplainConfig, explain
 from features.rule_scorers import best_threshold
 from features.rules import TEST, Rule
-from features.score_run import FREQUENT, RANDOM, RULE_SCORERS, Means, score_rules
+from features.score_run import FREQUENT, RANDOM, RULE_SCORERS, VERSION, Means, score_rules
 from features.scoring import accuracy, auc, balanced_accuracy, document_weights, f1, measure, simulation
 from features.scoring_samples import (
     ACTIVE,
@@ -234,7 +234,7 @@ def test_rules_are_scored_beside_baselines_and_the_table_holds_every_figure(plan
     for name in ("detection", "detection_auc", "detection_f1", "detection_hard", "fuzzing", "fuzzing_inactive"):
         assert found[name]["score"] == 1.0, name
         assert found[name]["failures"] == 0
-        assert found[name]["version"] == 1
+        assert found[name]["version"] == VERSION
         assert found[name]["n"] > 5
     assert found["simulation"]["score"] > 0.8
     assert found["auc"]["n"] is None, "the token statistics' own score stays"
