@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ui.arguments import JsonOption
+
 
 def compare(
     first: Annotated[Path, typer.Argument(metavar="DICT_A", help="Folder of a dictionary.")],
@@ -18,7 +20,7 @@ def compare(
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings such as cosine_min=0.8.", show_default=False),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write an HTML report there.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Compare two dictionaries: matched, unique, split and absorbed features, by directions and by events.
 
@@ -32,15 +34,15 @@ def compare(
 
     [dim]glassbox compare DICT_A DICT_B cosine_min=0.8 sample_tokens=200000 --json[/dim]
     """
-    from features import run
+    from features import folder_runs
     from ui.render import comparison, models, tables
 
     if second is None:
-        of_models = run.run_compare_models(first)
+        of_models = folder_runs.run_compare_models(first)
         answer, shown = of_models.to_json(), models.models_tables(of_models)
         written = None if out is None else models.write_models_report(of_models, out)
     else:
-        result = run.run_compare(first, second, overrides or [])
+        result = folder_runs.run_compare(first, second, overrides or [])
         answer, shown = result.to_json(), comparison.comparison_tables(result)
         written = None if out is None else comparison.write_comparison_report(result, out)
     if as_json:

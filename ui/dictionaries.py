@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ui import sharing
+from ui.arguments import DictArgument, JsonOption
 
 app = typer.Typer(
     name="dict",
@@ -18,9 +19,6 @@ app = typer.Typer(
 )
 
 LISTED_CLUSTERS = 20
-
-DictArgument = Annotated[Path, typer.Argument(metavar="DICT", help="Folder of a dictionary.")]
-
 
 app.command("label")(sharing.label)
 app.add_typer(sharing.lists)
@@ -63,9 +61,7 @@ def draw_map(
 
 
 @app.command()
-def verify(
-    dictionary: DictArgument, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
-) -> None:
+def verify(dictionary: DictArgument, as_json: JsonOption = False) -> None:
     """Check every file and everything that the tables promise each other; fails where something is broken.
 
     [dim]glassbox dict verify runs/demo/dictionary/matryoshka[/dim]

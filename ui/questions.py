@@ -1,4 +1,4 @@
-"""`glassbox search`, `active`, `by-label` and `find`: questions to a dictionary, answered in tables or JSON."""
+"""`glassbox sql`, `search`, `active`, `by-label` and `find`: questions to a dictionary, answered in tables or JSON."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-DictArgument = Annotated[Path, typer.Argument(metavar="DICT", help="Folder of a dictionary.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-LimitOption = Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Rows to show.")]
-ModelOption = Annotated[str | None, typer.Option("--model", metavar="M", help="Use this copy of the model.")]
+from ui.arguments import DictArgument, JsonOption, LimitOption, ModelCopyOption
 
 
 class Kind(StrEnum):
@@ -88,7 +85,7 @@ def active(
         ),
     ] = None,
     limit: LimitOption = 20,
-    model: ModelOption = None,
+    model: ModelCopyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Rank the features that are active on a text. Loads the model.
@@ -170,7 +167,7 @@ def by_label(
     ] = Pooling.max,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the halves.")] = 0,
     limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Features of each label.")] = 5,
-    model: ModelOption = None,
+    model: ModelCopyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the features that best tell labelled texts apart. Loads the model.
@@ -201,7 +198,39 @@ def _within(value: float, low: float | None, high: float | None) -> str:
     return f"{value:.3f}" if low is None or high is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
-VERBS = {"search": search, "active": active, "by-label": by_label, "find": find}
+def sql(
+    dictionary: DictArgument,
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="One SELECT statement, or DESCRIBE, SUMMARIZE, SHOW.")],
+    format: Annotated[str, typer.Option("--format", help="table, csv, json, parquet or arrow.")] = "table",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write there instead of the screen.")
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", metavar="N", min=0, help="Rows to show (default: 200 on the screen, else all)."),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="S", min=0.001, help="Stop a query that takes longer, in seconds.")
+    ] = 60.0,
+) -> None:
+    """Ask the dictionary in SQL. Read-only: nothing can be changed, and no other file can be read.
+
+    Tables: features, examples, events, documents, tokens, logits, neighbours, histograms, explanations, scores, labels,
+    lists; [bold]show tables[/bold] and [bold]describe features[/bold] tell more.
+
+    [dim]glassbox sql DICT "select feature, density from features order by density desc limit 5"[/dim]
+
+    [dim]glassbox sql DICT "select * from examples where feature = 7" --format csv --out examples.csv[/dim]
+    """
+    from features import Dictionary
+    from ui.render import tables
+
+    tables.check_format(format, out)
+    with closing(Dictionary.open(dictionary)) as opened:
+        tables.write_table(opened.sql(query, timeout_s=timeout), format, out, limit)
+
+
+VERBS = {"sql": sql, "search": search, "active": active, "by-label": by_label, "find": find}
 
 
 def _answer(content: Any, as_json: bool, title: str, rows: Sequence[dict[str, Any]]) -> None:

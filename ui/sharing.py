@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from ui.arguments import DictArgument, JsonOption
+
 HELP = {"help_option_names": ["-h", "--help"]}
 BOOKMARKS = "bookmarks"
 FORMATS = ("html", "json", "csv", "parquet", "neuronpedia")
 
-Dict = Annotated[Path, typer.Argument(metavar="DICT", help="Folder of a dictionary.")]
 Author = Annotated[str | None, typer.Option("--author", metavar="A", help="Who says so (default: you).")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Features = Annotated[list[int], typer.Argument(metavar="FEATURE...", help="Numbers of features.")]
 Name = Annotated[str, typer.Option("--list", metavar="NAME", help="Name of the list.")]
 
@@ -25,7 +25,7 @@ lists = typer.Typer(
 
 
 def label(
-    dictionary: Dict,
+    dictionary: DictArgument,
     feature: Annotated[int, typer.Argument(metavar="FEATURE", help="Number of a feature.")],
     text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="The label; without it all are shown.")] = None,
     author: Author = None,
@@ -56,9 +56,9 @@ def label(
 
 @lists.command("show")
 def show_lists(
-    dictionary: Dict,
+    dictionary: DictArgument,
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One list; without it all of them.")] = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show all lists, or what is on one.
 
@@ -95,7 +95,7 @@ def show_lists(
 
 @lists.command("create")
 def create_list(
-    dictionary: Dict,
+    dictionary: DictArgument,
     name: Annotated[str, typer.Argument(metavar="NAME")],
     note: Annotated[str | None, typer.Option("--note", metavar="N", help="What the list is for.")] = None,
     author: Author = None,
@@ -113,7 +113,7 @@ def create_list(
 
 @lists.command("add")
 def add_to_list(
-    dictionary: Dict,
+    dictionary: DictArgument,
     features: Features,
     name: Name = BOOKMARKS,
     note: Annotated[str | None, typer.Option("--note", metavar="N", help="Why the features are on it.")] = None,
@@ -134,7 +134,7 @@ def add_to_list(
 
 
 @lists.command("remove")
-def remove_from_list(dictionary: Dict, features: Features, name: Name = BOOKMARKS) -> None:
+def remove_from_list(dictionary: DictArgument, features: Features, name: Name = BOOKMARKS) -> None:
     """Take features off a list; what stood there is printed.
 
     [dim]glassbox dict list remove DICT 7 --list imports[/dim]
@@ -149,7 +149,7 @@ def remove_from_list(dictionary: Dict, features: Features, name: Name = BOOKMARK
 
 @lists.command("rename")
 def rename_list(
-    dictionary: Dict,
+    dictionary: DictArgument,
     name: Annotated[str, typer.Argument(metavar="NAME")],
     new: Annotated[str, typer.Argument(metavar="NEW")],
 ) -> None:
@@ -165,7 +165,7 @@ def rename_list(
 
 
 @lists.command("delete")
-def delete_list(dictionary: Dict, name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+def delete_list(dictionary: DictArgument, name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
     """Delete a list; what stood on it is printed.
 
     [dim]glassbox dict list delete DICT "to check"[/dim]
@@ -179,7 +179,7 @@ def delete_list(dictionary: Dict, name: Annotated[str, typer.Argument(metavar="N
 
 
 def export(
-    dictionary: Dict,
+    dictionary: DictArgument,
     out: Annotated[Path, typer.Option("--out", metavar="PATH", help="File or folder to write.")],
     format: Annotated[str, typer.Option("--format", help=", ".join(FORMATS) + ".")] = "html",
     features: Annotated[str | None, typer.Option("--features", metavar="1,2,3", help="These features.")] = None,
@@ -222,7 +222,7 @@ def export(
 
 
 def import_(
-    dictionary: Dict,
+    dictionary: DictArgument,
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files or folders to read.")],
     new: Annotated[
         bool, typer.Option("--new", help="Make DICT a dictionary of SAEDashboard or Neuronpedia files alone.")

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from activations import LanguageModel
 from features import Dictionary
+from features.folder_runs import index_sae
 from features.origin import check_site, settled
-from features.run import index_sae
 from sae import SAE, SAEConfig
 
 D, LATENTS = 256, 48

@@ -15,11 +15,10 @@ from activations import DataConfig, HarvestConfig, ModelConfig
 from features import Dictionary, IndexConfig
 from features.evaluation_run import run_evaluate
 from features.explain import ExplainConfig
+from features.folder_runs import index_sae, run_explain
 from features.run import (
     RunConfig,
-    index_sae,
     run_demo,
-    run_explain,
     run_harvest,
     run_index,
     run_train,

@@ -128,9 +128,10 @@ def test_one_of_several_saes_is_converted_with_a_scale(capsys: pytest.CaptureFix
 def test_the_modes_are_those_of_the_library() -> None:
     from typing import get_args
 
-    from features import steering
+    from features import steering as library
+    from ui import steering
 
-    assert [mode.value for mode in cli.Mode] == list(get_args(steering.Mode))
+    assert [mode.value for mode in steering.Mode] == list(get_args(library.Mode))
 
 
 def test_an_unknown_format_is_refused_before_anything_is_opened(capsys: pytest.CaptureFixture[str]) -> None:

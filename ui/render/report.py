@@ -15,7 +15,7 @@ from ui.render.feature import feature_card
 from ui.render.html import escape, table
 
 if TYPE_CHECKING:
-    from features.run import DemoReport
+    from features.demo_report import DemoReport
     from sae import Metrics
 
 NAMES = {
