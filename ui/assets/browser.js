@@ -1,72 +1,126 @@
-// Navigation without reloads: links become events for Python, and the address always names what is shown.
+// Navigation without reloads: the address names what is shown; links, tabs, history and keys become one event for Python.
 (() => {
   if (window.glassbox) return;
-  const state = { dict: null, feature: null, waiting: [], touched: false };
+  const LONGEST_ADDRESS = 60000;
+  const triggers = {};
+  const waiting = {};
+  let memory = {}; // page -> its words
+  let filled = {}; // pages that show their words already
+  let dictionary = null;
+  let current = null;
+  let touched = false; // since Python was last asked
+  let pending = true; // until Python has answered what the address asked
 
-  const address = (parts) => {
-    const query = new URLSearchParams(window.location.search);
-    for (const key of ["dict", "feature", "tab"]) query.delete(key);
-    for (const [key, value] of Object.entries(parts)) if (value !== null && value !== undefined) query.set(key, value);
-    return "?" + query.toString();
-  };
-  const push = (parts) => {
-    const next = address(parts);
-    if (next !== window.location.search) window.history.pushState({}, "", next);
-    document.title = parts.feature != null ? `Feature ${parts.feature} · Glassbox` : "Glassbox";
-  };
-  const send = (data) => (window.glassbox.trigger ? window.glassbox.trigger(data) : state.waiting.push(data));
   const read = () => {
-    const query = new URLSearchParams(window.location.search);
-    if (query.has("dict")) state.dict = query.get("dict");
-    if (/^\d+$/.test(query.get("feature") || "")) state.feature = Number(query.get("feature"));
-    return query;
+    const words = Object.fromEntries(new URLSearchParams(window.location.search));
+    const page = words.view || (words.feature !== undefined ? "feature" : "overview");
+    if (words.dict !== undefined) dictionary = words.dict;
+    delete words.view;
+    delete words.dict;
+    return { page, words };
+  };
+  const address = () => {
+    const query = new URLSearchParams();
+    if (current !== "overview") query.set("view", current);
+    if (dictionary !== null) query.set("dict", dictionary);
+    for (const [key, value] of Object.entries(memory[current] || {})) query.set(key, value);
+    let next = "?" + query.toString();
+    return next.length > LONGEST_ADDRESS ? `?view=${current}` : next;
+  };
+  const name = () => {
+    const words = memory[current] || {};
+    const tab = document.querySelector(`[data-tab-id="${current}"]`);
+    const title = current === "feature" && words.feature !== undefined ? `Feature ${words.feature}` : tab?.textContent.trim();
+    document.title = title && current !== "overview" ? `${title} · Glassbox` : "Glassbox";
+  };
+  const write = (method) => {
+    if (address() !== (window.location.search || "?")) window.history[method]({}, "", address());
+    name();
+  };
+  const send = () => {
+    filled[current] = true;
+    pending = true;
+    touched = false;
+    const data = { ...(memory[current] || {}), ...(dictionary === null ? {} : { dict: dictionary }) };
+    if (triggers[current]) triggers[current](data);
+    else waiting[current] = data;
+  };
+  const open = (page, words, method) => {
+    current = page;
+    memory[page] = words;
+    if (method) write(method);
+    else name();
+    send();
   };
 
   window.glassbox = {
-    trigger: null,
-    ready(trigger) {
-      window.glassbox.trigger = trigger;
-      state.waiting.splice(0).forEach(trigger);
+    ready(page, trigger) {
+      triggers[page] = trigger;
+      if (waiting[page]) trigger(waiting[page]);
+      delete waiting[page];
     },
-    tab(name) {
-      // Gradio also says this of the tabs that it opens itself
-      const query = new URLSearchParams(window.location.search);
-      if (!state.touched || name === (query.has("feature") ? "feature" : query.get("tab") || "features")) return;
-      if (name === "feature" && state.feature !== null) push({ dict: state.dict, feature: state.feature });
-      else push({ dict: state.dict, tab: name === "features" ? null : name });
+    // a page by its name, with its words, such as {feature: "12"}
+    go(page, words) {
+      open(page, words, "pushState");
+      window.scrollTo({ top: 0 });
     },
-    dict(name) {
-      state.dict = name;
-      state.feature = null;
-      push({ dict: name });
+    // Gradio says this of the tabs that it opens itself, too
+    selected(page) {
+      if (page === current || !touched) return;
+      current = page;
+      write("pushState");
+      if (!filled[page]) send();
     },
+    // what a person gave to a component
+    note(page, key, value) {
+      const words = (memory[page] ||= {});
+      if (value === null || value === undefined || value === "") delete words[key];
+      else words[key] = typeof value === "string" ? value : JSON.stringify(value);
+      if (page === current) write("replaceState");
+    },
+    // the dictionary that a person chose: what the pages showed was another's
+    dictionary(name) {
+      dictionary = name;
+      memory = {};
+      filled = {};
+      open(current, {}, "pushState");
+    },
+    // Python has answered
+    answered(page) {
+      if (page === current) pending = false;
+      name();
+    },
+    shown: () => !pending,
+    page: () => current,
+    words: () => ({ ...(memory[current] || {}) }),
   };
 
   for (const kind of ["pointerdown", "keydown"])
-    document.addEventListener(kind, () => { state.touched = true; }, { capture: true, once: true });
+    document.addEventListener(kind, () => { touched = true; }, { capture: true });
 
   document.addEventListener("click", (event) => {
-    const link = event.target.closest && event.target.closest("a[data-feature], a[data-steer]");
+    const link = event.target.closest && event.target.closest("a[data-go]");
     if (!link || event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
     event.preventDefault();
-    if (link.dataset.steer !== undefined) {
-      push({ dict: state.dict, tab: "steering" });
-      send({ action: "steer", feature: Number(link.dataset.steer), dict: state.dict });
-      return;
+    const words = Object.fromEntries(new URL(link.href, window.location.href).searchParams);
+    const page = words.view || "overview";
+    if (words.dict !== undefined && words.dict !== dictionary) {
+      dictionary = words.dict;
+      memory = {};
+      filled = {};
     }
-    const dict = new URL(link.href, window.location.href).searchParams.get("dict");
-    state.dict = dict;
-    state.feature = Number(link.dataset.feature);
-    push({ dict, feature: state.feature });
-    send({ action: "open", feature: state.feature, dict });
-    window.scrollTo({ top: 0 });
+    delete words.view;
+    delete words.dict;
+    window.glassbox.go(page, words);
   });
 
   window.addEventListener("popstate", () => {
-    const query = read();
-    const feature = /^\d+$/.test(query.get("feature") || "") ? Number(query.get("feature")) : null;
-    send({ action: feature === null ? "tab" : "open", feature, dict: state.dict, tab: query.get("tab") || "features" });
+    const before = dictionary;
+    const { page, words } = read();
+    if (dictionary !== before) [memory, filled] = [{}, {}];
+    open(page, words, null);
   });
 
-  read();
+  const first = read();
+  open(first.page, first.words, null);
 })();

@@ -100,7 +100,7 @@ def _sections(
         heading = f'<div class="head"><h2 id="f{feature.id}">Feature {feature.id}</h2>{_notes(feature, shown)}</div>'
         kept = dataclasses.replace(feature, examples=list(_examples(feature)))
         n_tokens = int(dictionary.info["n_indexed_tokens"])
-        sections.append(render.feature_page(kept, dictionary.n_features, n_tokens, link, says, heading))
+        sections.append(render.feature_page(kept, n_tokens, link, heading, says))
         rows.append(_row(feature))
     return sections, rows
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from ui.render import figures, html
 from ui.render.html import bar, chip, escape, explained, highlighted, table
@@ -34,8 +33,7 @@ def linker(dictionary: str) -> Link:
     """Returns the `Link` of the browser for the dictionary of that name."""
 
     def link(feature: int, shown: str) -> str:
-        address = f"?dict={quote(dictionary)}&feature={feature}"
-        return f'<a href="{escape(address)}" data-feature="{feature}">{shown}</a>'
+        return html.link(shown, "feature", dictionary, f' data-feature="{feature}"', feature=feature)
 
     return link
 
@@ -47,15 +45,14 @@ def frequency(density: float) -> str:
 
 def feature_page(
     feature: Feature,
-    n_features: int,
     n_tokens: int,
     link: Link,
+    heading: str,
     explanations: Mapping[int, str] | None = None,
-    heading: str | None = None,
 ) -> str:
     """Returns the whole page of one feature; `explanations` are its neighbours' where they have any.
 
-    `heading` (HTML already) stands in place of the one that leads through the browser.
+    `heading` is HTML already.
     """
     left = [
         _explanations(feature),
@@ -68,7 +65,7 @@ def feature_page(
     right = _dead_notice(feature, n_tokens) if feature.is_dead else _examples(feature)
     return (
         f'<div class="gb"><article class="stack feature-page">'
-        f"{_heading(feature, n_features, link) if heading is None else heading}"
+        f"{heading}"
         f'<div class="columns"><div class="stack">{"".join(left)}</div>'
         f'<div class="stack">{right}</div></div></article></div>'
     )
@@ -152,15 +149,6 @@ def active_features(
 
 def _nothing() -> str:
     return '<p class="muted">No feature is active on this text.</p>'
-
-
-def _heading(feature: Feature, n_features: int, link: Link) -> str:
-    before, after = (feature.id - 1) % n_features, (feature.id + 1) % n_features
-    steer = "" if feature.is_dead else f'<a href="#" data-steer="{feature.id}">Steer with it</a>'
-    return (
-        f'<div class="head"><h2>Feature {feature.id} <span class="muted small">of {n_features:,}</span></h2>'
-        f'<nav class="nav">{link(before, "← Previous")}{link(after, "Next →")}{steer}</nav></div>'
-    )
 
 
 def _explanations(feature: Feature) -> str:

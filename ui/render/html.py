@@ -14,6 +14,7 @@ import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
+from urllib.parse import quote, urlencode
 
 LIGHT = {
     "paper": "#faf9f6",
@@ -160,6 +161,17 @@ def stylesheet(dark_selector: str | None = None) -> str:
 def asset(name: str) -> str:
     """Returns the text of a file that ships in `ui/assets`."""
     return (resources.files("ui") / "assets" / name).read_text(encoding="utf-8")
+
+
+def address(page: str, dictionary: str = "", **words: object) -> str:
+    """Returns the browser's address of a page, unescaped; the words are what it is to show."""
+    said = {"view": page} | ({"dict": dictionary} if dictionary else {}) | {key: str(words[key]) for key in words}
+    return f"?{urlencode(said, quote_via=quote)}"
+
+
+def link(shown: str, page: str, dictionary: str = "", attributes: str = "", **words: object) -> str:
+    """Returns a link to a page of the browser around `shown` (HTML already)."""
+    return f'<a href="{escape(address(page, dictionary, **words))}" data-go{attributes}>{shown}</a>'
 
 
 def page(title: str, body: str, script: str = "") -> str:

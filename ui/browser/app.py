@@ -1,0 +1,138 @@
+"""The application: the header, a tab for each page, and the way from an address to what is shown."""
+
+from __future__ import annotations
+
+import hmac
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from ui.browser import feature, features, overview, steer, text
+from ui.browser.theme import style, theme
+from ui.browser.workspace import QUIET, Page, Workspace, html, refusals
+from ui.render.html import asset
+from ui.views.shelf import Shelf
+
+if TYPE_CHECKING:
+    from features import Dictionary
+
+PAGES: tuple[ModuleType, ...] = (overview, features, feature, text, steer)
+LONGEST_WORD = 60_000
+"""Of an address; longer ones are cut off, as servers refuse them."""
+HEADER = (
+    '<div class="gb gb-header"><b>Glassbox</b><span class="muted">the features a language model thinks in</span></div>'
+)
+
+
+def serve(
+    dictionaries: Sequence[Dictionary],
+    *,
+    host: str,
+    port: int,
+    password: str | None = None,
+    open_page: bool = False,
+    block: bool = True,
+) -> gr.Blocks:
+    """Serves the dictionaries until interrupted, or returns at once where `block` is false."""
+    app = build(dictionaries)
+    app.queue(default_concurrency_limit=8)
+    app.launch(
+        server_name=host,
+        server_port=port,
+        inbrowser=open_page and _has_screen(),
+        share=False,
+        quiet=True,
+        show_error=False,  # what is not a refusal of ours may quote anything, and toasts are HTML
+        footer_links=[],
+        allowed_paths=[],
+        enable_monitoring=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        auth=_guard(password),
+        auth_message="Any user name, and the password that the browser was started with.",
+        theme=theme(),
+        css=style(),
+        head=f"<script>{asset('browser.js')}</script>",
+        prevent_thread_lock=True,
+    )
+    if block:
+        print(f"Browse at http://{host}:{port} (Ctrl-C ends it)", flush=True)  # noqa: T201
+        try:
+            threading.Event().wait()
+        finally:
+            app.close(verbose=False)
+    return app
+
+
+def _has_screen() -> bool:
+    return not sys.platform.startswith("linux") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def _guard(password: str | None) -> Any:
+    if not password:
+        return None
+    return lambda _user, given: hmac.compare_digest(given.encode(), password.encode())
+
+
+def build(dictionaries: Sequence[Dictionary]) -> gr.Blocks:
+    """Builds the application without serving it."""
+    shelf = Shelf(dictionaries)
+    with gr.Blocks(title="Glassbox", analytics_enabled=False, fill_width=True) as app:
+        with gr.Row(equal_height=True, elem_id="top"):
+            html(HEADER, scale=3)
+            chosen = gr.Dropdown(
+                shelf.names,
+                value=shelf.names[0],
+                label="Dictionary",
+                visible=len(shelf.names) > 1,
+                interactive=True,
+                scale=1,
+            )
+        work = Workspace(shelf, chosen)
+        bridges = {
+            page.NAME: gr.HTML(
+                "",
+                elem_classes="bridge",
+                js_on_load=f"window.glassbox.ready('{page.NAME}', (data) => trigger('click', data));",
+            )
+            for page in PAGES
+        }
+        with gr.Tabs(selected=PAGES[0].NAME, elem_id="pages") as tabs:
+            for module in PAGES:
+                with gr.Tab(module.TITLE, id=module.NAME) as tab:
+                    page = module.build(work)
+                tab.select(None, js=f"() => window.glassbox.selected('{module.NAME}')", api_visibility="private")
+                event = bridges[module.NAME].click(
+                    _answer(shelf, module.NAME, page),
+                    None,
+                    [chosen, tabs, *page.outputs],
+                    trigger_mode="always_last",
+                    **QUIET,
+                )
+                event.then(None, js=f"() => window.glassbox.answered('{module.NAME}')", api_visibility="private")
+                if page.then is not None:
+                    page.then(event)
+        chosen.input(None, chosen, None, js="(name) => window.glassbox.dictionary(name)", api_visibility="private")
+    return app
+
+
+def _answer(shelf: Shelf, name: str, page: Page) -> Callable[[gr.EventData], list[Any]]:
+    """Returns the function that shows what an address names: the dictionary, the tab and the page's components."""
+
+    def answer(event: gr.EventData) -> list[Any]:
+        said = getattr(event, "_data", None)
+        said = said if isinstance(said, dict) else {}
+        words = {key: value[:LONGEST_WORD] for key, value in said.items() if isinstance(value, str)}
+        asked = words.pop("dict", "")
+        dictionary = asked if asked in shelf.by_name else shelf.names[0]
+        with refusals():
+            shown = page.restore(dictionary, words)
+        return [gr.Dropdown(value=dictionary), gr.Tabs(selected=name), *shown]
+
+    return answer
