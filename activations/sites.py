@@ -247,7 +247,8 @@ def architectures_of(config: Any) -> tuple[Architecture, ...]:
         return (replace(stacks[0], residual="sequential", mid_norm="post_attention_layernorm"),)
     if family == "opt" and not config.do_layer_norm_before:
         norms = ("self_attn_layer_norm", "final_layer_norm")
-        return (replace(stacks[0], residual="post_norm", mid_norm=None, mid_output=norms[0], write_norms=norms),)
+        without = replace(stacks[0], mid_norm=None, final_norm=None)
+        return (replace(without, residual="post_norm", mid_output=norms[0], write_norms=norms),)
     if family == "roberta":
         return (replace(stacks[0], position_offset=config.pad_token_id + 1),)
     return stacks
