@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from activations.sites import Site, body_of, submodule
 
@@ -34,24 +34,41 @@ def readout(lm: LanguageModel, rows: Float[Tensor, "*n d_model"]) -> Float[Tenso
         if head is None or model.get_output_embeddings() is None:
             raise _headless(lm)
         return head(rows).to(lm.device)
+    norm = final_norm(lm)
+    logits = after_norm(lm, rows if norm is None else norm(rows))
+    cap = softcap(lm)
+    if cap is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits.to(lm.device)
+
+
+def final_norm(lm: LanguageModel) -> nn.Module | None:
+    """Returns the norm that reads `lm.final_site`; None where there is none (post-norm families)."""
+    path = lm.site_map.stacks[-1].architecture.final_norm
+    return submodule(body_of(lm.model), path) if path else None
+
+
+def softcap(lm: LanguageModel) -> float | None:
+    """Returns the bound c of logits that a model caps by c·tanh(logit / c) (Gemma 2), else None."""
+    return getattr(lm.model.config, "final_logit_softcapping", None)
+
+
+def after_norm(lm: LanguageModel, rows: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n vocab"]:
+    """Returns the logits, before a cap on them, of normed rows: an affine map in every family but BERT's.
+
+    Raises:
+        ValueError: the model has no such head over tokens.
+    """
+    model: Any = lm.model
     head = model.get_output_embeddings()
-    if head is None:
+    if head is None or lm.kind == "encoder":
         raise _headless(lm)
-    architecture = lm.site_map.stacks[-1].architecture
-    body = body_of(model)
-    norm = submodule(body, architecture.final_norm) if architecture.final_norm else None
-    if norm is not None:
-        rows = norm(rows)
-    project: Any = getattr(getattr(body, "decoder", None), "project_out", None)
+    project: Any = getattr(getattr(body_of(model), "decoder", None), "project_out", None)
     if project is not None:
         rows = project(rows)
     if getattr(model.config, "scale_decoder_outputs", False):
         rows = rows * lm.d_model**-0.5
-    logits = head(rows)
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    if cap is not None:
-        logits = torch.tanh(logits / cap) * cap
-    return logits.to(lm.device)
+    return head(rows)
 
 
 @torch.no_grad()

@@ -72,3 +72,9 @@ def expected_ids(lm: LanguageModel, tokens: Int[Tensor, "1 seq"]) -> list[int]:
     token itself for models that read both sides and for T5, whose decoder's input is shifted."""
     ids = tokens[0].tolist()
     return [*ids[1:], -1] if lm.kind == "decoder" else ids
+
+
+def read_ids(lm: LanguageModel, tokens: Int[Tensor, "1 seq"]) -> list[int]:
+    """Returns the ids that stand at the positions of the (last) stack: T5's decoder reads a start token first."""
+    ids = tokens[0].tolist()
+    return [int(lm.model.config.decoder_start_token_id), *ids[:-1]] if lm.kind == "encoder-decoder" else ids
