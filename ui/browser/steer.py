@@ -9,7 +9,7 @@ import gradio as gr
 
 from ui.browser.workspace import MODEL_QUEUE, Page, Words, Workspace, html, refusal, refusals
 from ui.views import steer as view
-from ui.views.shelf import Shelf
+from ui.views.shelf import Shelf, find
 
 NAME, TITLE = "steer", "Steer"
 SLOTS = 4
