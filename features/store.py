@@ -217,6 +217,12 @@ class Store:
         """Whether the table events is complete (`index.events`)."""
         return self.info.get("events", "all") == "all"
 
+    def event_bounds(self) -> np.ndarray:
+        """int64 [n_features + 1]: rows of events from bounds[f] to bounds[f + 1] are feature f's, as far as kept."""
+        first = self.query("select first_event from features order by feature")["first_event"]
+        rows = self.query("select count(*) as n from events")["n"]
+        return np.concatenate([first.to_numpy(), rows.to_numpy()])
+
     def query(self, sql: str, parameters: Sequence[object] | Mapping[str, object] = ()) -> pa.Table:
         """Runs one of the library's own questions on the locked database."""
         cursor = self._connection().cursor()

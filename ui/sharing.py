@@ -12,7 +12,7 @@ from ui.arguments import DictArgument, JsonOption
 
 HELP = {"help_option_names": ["-h", "--help"]}
 BOOKMARKS = "bookmarks"
-FORMATS = ("html", "json", "csv", "parquet", "neuronpedia")
+FORMATS = ("html", "json", "csv", "parquet", "neuronpedia", "saedashboard")
 
 Author = Annotated[str | None, typer.Option("--author", metavar="A", help="Who says so (default: you).")]
 Features = Annotated[list[int], typer.Argument(metavar="FEATURE...", help="Numbers of features.")]
@@ -184,8 +184,8 @@ def export(
     format: Annotated[str, typer.Option("--format", help=", ".join(FORMATS) + ".")] = "html",
     features: Annotated[str | None, typer.Option("--features", metavar="1,2,3", help="These features.")] = None,
     name: Annotated[str | None, typer.Option("--list", metavar="NAME", help="The features on a list.")] = None,
-    model: Annotated[str | None, typer.Option("--model-id", help="Neuronpedia: id of the model.")] = None,
-    source_set: Annotated[str | None, typer.Option("--source-set", help="Neuronpedia: such as res-mine.")] = None,
+    model: Annotated[str | None, typer.Option("--model-id", help="Neuronpedia, SAEDashboard: id of the model.")] = None,
+    source_set: Annotated[str | None, typer.Option("--source-set", help="The same: such as res-mine.")] = None,
     release: Annotated[str | None, typer.Option("--release", help="Neuronpedia: id of the release.")] = None,
     creator: Annotated[str, typer.Option("--creator", help="Neuronpedia: name that is shown.")] = "glassbox",
 ) -> None:
@@ -193,7 +193,8 @@ def export(
 
     [bold]html[/bold] opens anywhere, offline: one file (PATH.html, up to 100 features) or a folder. [bold]json[/bold]
     is one document, which `glassbox dict import` reads back. [bold]csv[/bold] and [bold]parquet[/bold] are a folder of
-    tables, or one row a feature (PATH.csv, PATH.parquet). [bold]neuronpedia[/bold] is its upload layout.
+    tables, or one row a feature (PATH.csv, PATH.parquet). [bold]neuronpedia[/bold] is its upload layout,
+    [bold]saedashboard[/bold] a folder of its batch-N.json.
 
     [dim]glassbox dict export DICT --features 7,123 --out two.html[/dim]
 
@@ -202,23 +203,25 @@ def export(
     [dim]glassbox dict export DICT --format neuronpedia --source-set res-mine --out upload[/dim]
     """
     from features import Dictionary
-    from features.sharing import documents, flat_tables, neuronpedia, reading
+    from features.sharing import dashboard, documents, flat_tables, neuronpedia, reading
     from ui.render import dictionary_pages
 
     if format not in FORMATS:
         raise ValueError(f"--format {format} is unknown, expected one of {', '.join(FORMATS)}: choose one of these")
     with closing(Dictionary.open(dictionary)) as opened:
         chosen = reading.select_features(opened, None if features is None else _numbers(features), name)
+        partial = reading.partial_events(opened.info)
         if format == "html":
             written = dictionary_pages.write_pages(opened, chosen, out, opened.lists.get(name) if name else None)
         elif format == "json":
             written = documents.write_json(opened, chosen, out, name)
-        elif format == "neuronpedia":
+        elif format in ("neuronpedia", "saedashboard"):
             upload = neuronpedia.Upload(model=model, source_set=source_set, release=release, creator=creator)
-            written = neuronpedia.write_upload(opened, chosen, out, upload)
+            write = neuronpedia.write_upload if format == "neuronpedia" else dashboard.write_dashboard
+            written = write(opened, chosen, out, upload)
         else:
             written = flat_tables.write_flat(opened, chosen, out, format, name)
-    _say(f"{len(chosen):,} features: {written}")
+    _say(f"{len(chosen):,} features: {written}" + (f"\n{partial}" if partial else ""))
 
 
 def import_(

@@ -26,7 +26,7 @@ from features import schema
 from features.dictionary import Dictionary
 from features.labels import now
 from features.records import Feature
-from features.sharing.reading import identity, read_features
+from features.sharing.reading import identity, partial_events, read_features
 
 FORMAT = "glassbox-features"
 VERSION = 1
@@ -49,7 +49,8 @@ def write_json(dictionary: Dictionary, features: Sequence[int], out: Path, name:
         "version": VERSION,
         "exported": now(),
         "dictionary": {key: info.get(key) for key in ("name", "sites", "n_features", "n_tokens", "n_documents", "sae")}
-        | {"model": info["model"]["name"], "created": info["created"], "identity": identity(info)},
+        | {"model": info["model"]["name"], "created": info["created"], "identity": identity(info)}
+        | {"events": info.get("events", "all"), "partial": partial_events(info)},
     }
     with partial(out) as file, progress("export", len(features), "features") as advance:
         file.write(json.dumps(head, ensure_ascii=False)[:-1] + ',\n"features": [')

@@ -160,10 +160,10 @@ def _feature_rows(
         for position in np.flatnonzero(found).tolist():
             values.setdefault((document, position), float(found[position]))
         # the strongest ones may stand in an interval again
-        key = document, int(np.argmax(np.abs(found)))
-        seen[key] = min(strata[excerpt.low], seen.get(key, len(strata)))
-    if seen:  # whatever interval it was listed under, the strongest one comes first
-        strongest = max(seen, key=lambda key: abs(values[key]))
+        center = int(np.argmax(np.abs(found))) if excerpt.center is None else excerpt.center
+        seen[document, center] = min(strata[excerpt.low], seen.get((document, center), len(strata)))
+    if seen:  # whatever it was listed under, or beside what, the strongest one comes first
+        strongest = max(values, key=lambda key: abs(values[key]))
         seen[strongest] = min(seen.values())
     events = sorted((document, position, value) for (document, position), value in values.items())
     sizes = np.abs(np.array([value for _, _, value in events], dtype=np.float32))

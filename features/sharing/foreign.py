@@ -39,6 +39,8 @@ class Excerpt:
     low: float | None
     """Lower bound of the interval of activation that it was drawn from; None: among the strongest."""
     high: float | None
+    center: int | None = None
+    """The token that it was chosen for; None: the one with the largest value."""
 
 
 @dataclass(frozen=True)
@@ -229,9 +231,11 @@ def _excerpt(path: Path, index: int, row: dict[str, Any], low: str, high: str) -
         raise _wrong(path, f"feature {index} has {len(row['tokens'])} tokens with {len(values)} values")
     least, most = row.get(low), row.get(high)
     tokens = tuple(_text(token) for token in row["tokens"])
+    chosen = row.get("qualifying_token_index", row.get("qualifyingTokenIndex"))
+    center = chosen if isinstance(chosen, int) and 0 <= chosen < len(values) and values[chosen] else None
     if least is None or most is None or float(least) < 0:
-        return Excerpt(tokens, values, None, None)
-    return Excerpt(tokens, values, float(least), float(most))
+        return Excerpt(tokens, values, None, None, center)
+    return Excerpt(tokens, values, float(least), float(most), center)
 
 
 def _said(path: Path, index: int, row: dict[str, Any]) -> Said:

@@ -8,12 +8,11 @@ Enters: an opened dictionary. Leaves
         explanations/batch-0.jsonl.gz  rows of Explanation
 
 A source is `<layer>-<source set>`. What Neuronpedia keeps and this dictionary does not know (correlated neurons, the
-histogram over all logits) is an empty list, as its own exports have it. Numbers are those of SAEDashboard: histograms
-have 50 bins of equal width given by their middles; an interval's share (`binContains`) is that of the activations
-inside it; strongest examples have −1 there.
+histogram over all logits) is an empty list, as its own exports have it. Numbers are those of SAEDashboard
+(`features.sharing.figures`); strongest examples have −1 for their interval's lower end and share.
 
 Source: hijohnnylin/neuronpedia, `apps/webapp/lib/db/import.ts`, `app/api/admin/import/route.ts`, `prisma/schema.prisma`
-(2026-08); jbloomAus/SAEDashboard 0.8, `sae_dashboard/neuronpedia/`.
+(2026-08).
 """
 
 from __future__ import annotations
@@ -29,19 +28,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from activations.progress import progress
 from features.dictionary import Dictionary
-from features.events import read_events
 from features.records import Example, Feature
 from features.sharing.documents import partial_folder, people_rows, short
-from features.sharing.reading import read_features
+from features.sharing.figures import Sizes, alignment, figures, interval_of, intervals, sizes_of
+from features.sharing.reading import partial_events, read_features
 
 BATCH_FEATURES = 1024
-BINS = 50
 CONTEXT = (64, 32)
-ALIGNED = 3
+_IMPORTED = re.compile(r"(\d+)-(.+)")
+"""Layer and source set, as the site of an imported dictionary joins them."""
 _SHORT = {"resid": "res", "mlp_out": "mlp", "mlp_in": "mlp", "mlp_act": "mlp", "attn_out": "att", "head_out": "att"}
 
 
@@ -68,9 +65,9 @@ def write_upload(dictionary: Dictionary, features: Sequence[int], out: Path, upl
         ValueError: a name that Neuronpedia does not take.
         FileExistsError: `out` exists already.
     """
-    upload = _named(dictionary, upload or Upload())
+    upload = named(dictionary, upload or Upload())
     created = _time(dictionary.info["created"])
-    source = f"{_layer(dictionary)}-{upload.source_set}"
+    source = f"{layer_of(dictionary)}-{upload.source_set}"
     with partial_folder(out) as folder:
         inside = folder / str(upload.model) / source
         for name in ("features", "activations", "explanations"):
@@ -78,15 +75,14 @@ def write_upload(dictionary: Dictionary, features: Sequence[int], out: Path, upl
         for name, line in _heads(dictionary, upload, source, created).items():
             (inside / f"{name}.jsonl").write_text(_line(line), encoding="utf-8", newline="\n")
         common = {"modelId": upload.model, "layer": source}
-        aligned = _alignment(dictionary, features)
-        facts = dictionary.store.query("select first_event from features order by feature")
-        first_event = facts["first_event"].to_numpy()
+        aligned = alignment(dictionary, features)
+        event_bounds = dictionary.store.event_bounds()
         with progress("export", len(features), "features") as advance:
             for number in range(0, len(features), BATCH_FEATURES):
                 batch = features[number : number + BATCH_FEATURES]
                 lines: dict[str, list[str]] = {"features": [], "activations": []}
                 for feature in read_features(dictionary, batch, *CONTEXT):
-                    sizes = _sizes(dictionary, feature, int(first_event[feature.id]))
+                    sizes = sizes_of(dictionary, feature, event_bounds)
                     head = common | {"index": str(feature.id), "creatorId": upload.creator_id, "createdAt": created}
                     lines["features"].append(
                         _line(
@@ -95,7 +91,7 @@ def write_upload(dictionary: Dictionary, features: Sequence[int], out: Path, upl
                             | {"sourceSetName": upload.source_set}
                         )
                     )
-                    bounds = _bounds(feature.examples)
+                    bounds = intervals(feature.examples)
                     for example in feature.examples:
                         key = f"{dictionary.info['fingerprint']} {feature.id} {example.stratum} {example.rank}"
                         row = _activation(example, sizes, bounds[example.stratum])
@@ -110,30 +106,40 @@ def write_upload(dictionary: Dictionary, features: Sequence[int], out: Path, upl
     return out / str(upload.model) / source
 
 
-def _named(dictionary: Dictionary, upload: Upload) -> Upload:
+def named(dictionary: Dictionary, upload: Upload) -> Upload:
+    """The upload with every name filled in.
+
+    Raises:
+        ValueError: a name that Neuronpedia does not take.
+    """
     model = upload.model or Path(str(dictionary.info["model"]["name"])).name.lower()
     kind = dictionary.site.partition(".")[0]
     short_kind = next((value for key, value in _SHORT.items() if kind.startswith(key)), kind or "sae")
     slug = re.sub(r"[^a-z0-9]+", "-", dictionary.name.lower()).strip("-") or "features"
+    imported = _IMPORTED.fullmatch(dictionary.site) if dictionary.info.get("imported") else None
     found = dataclasses.replace(
         upload,
         model=model,
-        source_set=upload.source_set or f"{short_kind}-{slug}",
+        source_set=upload.source_set or (imported[2] if imported else f"{short_kind}-{slug}"),
         release=upload.release or f"glassbox-{slug}",
     )
     for what, value in (("model", found.model), ("source set", found.source_set), ("release", found.release)):
         if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,127}", value or ""):
+            option = "model-id" if what == "model" else what.replace(" ", "-")
             raise ValueError(
                 f"the {what} {value!r} is no name for Neuronpedia, expected small letters, digits and dashes: "
-                f"give --{what.replace(' ', '-')}"
+                f"give --{option}"
             )
     return found
 
 
-def _layer(dictionary: Dictionary) -> int:
-    from sae.formats.hooks import layer_of
+def layer_of(dictionary: Dictionary) -> int:
+    """The layer's number; 0 where the site has none."""
+    from sae.formats import hooks
 
-    return layer_of(dictionary.site) or 0
+    if dictionary.info.get("imported") and (found := _IMPORTED.fullmatch(dictionary.site)):
+        return int(found[1])
+    return hooks.layer_of(dictionary.site) or 0
 
 
 def _heads(dictionary: Dictionary, upload: Upload, source: str, created: str) -> dict[str, dict[str, Any]]:
@@ -159,14 +165,19 @@ def _heads(dictionary: Dictionary, upload: Upload, source: str, created: str) ->
         "source": {"id": source, "modelId": upload.model, "setName": upload.source_set, "hasDashboards": True}
         | {"inferenceEnabled": False, "num_tokens_in_prompt": info["context_tokens"]}
         | {"num_prompts": -(-int(info["n_tokens"]) // max(int(info["context_tokens"]), 1))}
-        | {"dataset": str(info["data"].get("source") or ""), "notes": f"glassbox {info['fingerprint'][:12]}"}
+        | {"dataset": str(info["data"].get("source") or ""), "notes": _notes(info)}
         | {**who, **shown},
     }
 
 
-def _neuron(feature: Feature, sizes: np.ndarray, aligned: dict[str, list[Any]] | None) -> dict[str, Any]:
-    heights, edges = np.histogram(sizes, BINS, (0.0, float(sizes.max()))) if sizes.size else (np.zeros(0), np.zeros(1))
-    middles = (edges[1:] + edges[:-1]) / 2
+def _notes(info: dict[str, Any]) -> str:
+    partial = partial_events(info)
+    return f"glassbox {info['fingerprint'][:12]}" + (
+        f"; {partial}, shares of intervals are estimated" if partial else ""
+    )
+
+
+def _neuron(feature: Feature, sizes: Sizes, aligned: dict[str, list[Any]] | None) -> dict[str, Any]:
     return {
         "maxActApprox": short(feature.max_activation),
         "hasVector": False,
@@ -175,37 +186,23 @@ def _neuron(feature: Feature, sizes: np.ndarray, aligned: dict[str, list[Any]] |
         "hookName": None,
         "topkCosSimIndices": [other for other, _ in feature.neighbours],
         "topkCosSimValues": [short(cosine) for _, cosine in feature.neighbours],
-        **(aligned or {f"neuron_alignment_{key}": [] for key in ("indices", "values", "l1")}),
-        **{f"correlated_{of}_{key}": [] for of in ("neurons", "features") for key in ("indices", "pearson", "l1")},
-        "neg_str": [entry.token for entry in feature.bottom_logits],
-        "neg_values": [short(entry.logit) for entry in feature.bottom_logits],
-        "pos_str": [entry.token for entry in feature.top_logits],
-        "pos_values": [short(entry.logit) for entry in feature.top_logits],
-        "frac_nonzero": feature.density,
-        "freq_hist_data_bar_heights": heights.astype(int).tolist(),
-        "freq_hist_data_bar_values": [short(x) for x in middles.tolist()] if sizes.size else [],
-        "logits_hist_data_bar_heights": [],
-        "logits_hist_data_bar_values": [],
-        "decoder_weights_dist": [],
+        **figures(feature, sizes, aligned),
     }
 
 
-def _activation(example: Example, sizes: np.ndarray, bounds: tuple[float, float]) -> dict[str, Any]:
+def _activation(example: Example, sizes: Sizes, bounds: tuple[float, float]) -> dict[str, Any]:
     values = [short(value) for value in example.activations]
     largest = max(values)
-    low, high = bounds
-    if example.stratum == 0:
-        bins = {"binMin": -1, "binMax": short(high), "binContains": -1}
-    else:
-        inside = float(((sizes >= np.float32(low)) & (sizes <= np.float32(high))).mean())
-        bins = {"binMin": short(low), "binMax": short(high), "binContains": round(inside, 6)}
+    low, high, share = interval_of(example, sizes, bounds)
     return {
         "tokens": example.tokens,
         "values": values,
         "maxValue": largest,
         "maxValueTokenIndex": values.index(largest),
         "minValue": min(values),
-        **bins,
+        "binMin": low,
+        "binMax": high,
+        "binContains": share,
         "qualifyingTokenIndex": example.center,
         "dfaValues": [],
         "dfaTargetIndex": None,
@@ -233,35 +230,6 @@ def _explanations(dictionary: Dictionary, features: Sequence[int], creator_id: s
             "notes": f"{row['method']} by {row['author']}{score}",
             "createdAt": _time(row["created"]),
         }
-
-
-def _bounds(examples: Sequence[Example]) -> dict[int, tuple[float, float]]:
-    sizes: dict[int, list[float]] = {}
-    for example in examples:
-        sizes.setdefault(example.stratum, []).append(abs(example.activation))
-    return {stratum: (min(found), max(found)) for stratum, found in sizes.items()}
-
-
-def _sizes(dictionary: Dictionary, feature: Feature, first: int) -> np.ndarray:
-    """float32 [events]: sizes of all activations of a feature, whose first event has the number `first`."""
-    return np.abs(read_events(dictionary.store.build / "events.parquet", first, first + feature.count).activations)
-
-
-def _alignment(dictionary: Dictionary, features: Sequence[int]) -> dict[int, dict[str, list[Any]]]:
-    """Coordinates of the decoder row with most of its sum of sizes; none where the dictionary holds no SAE."""
-    if not (dictionary.store.build / "sae").is_dir():
-        return {}
-    rows = dictionary.sae.W_dec.detach().float().cpu().numpy()
-    found = {}
-    for feature in features:
-        row = rows[feature].reshape(-1)
-        best = np.argsort(-np.abs(row), kind="stable")[:ALIGNED]
-        found[feature] = {
-            "neuron_alignment_indices": best.tolist(),
-            "neuron_alignment_values": [round(float(row[i]), 5) for i in best],
-            "neuron_alignment_l1": [round(float(abs(row[i]) / max(np.abs(row).sum(), 1e-12)), 5) for i in best],
-        }
-    return found
 
 
 def _time(created: str) -> str:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from features.dictionary import CONTEXT_AFTER, CONTEXT_BEFORE, Dictionary
 from features.events import read_events
@@ -18,6 +20,7 @@ from features.feature_rows import FeatureEvents
 from features.labels import Explanation
 from features.records import Feature, histogram_of
 from features.relations import relations_between
+from features.store import SHOWN_AFTER, SHOWN_BEFORE
 
 RUN_FEATURES = 128
 RUN_EVENTS = 1_500_000
@@ -52,26 +55,38 @@ def identity(info: dict[str, Any]) -> dict[str, Any]:
     return {"sae": weights, "kind": kind, "model": info["model"]["weight_hash"], "n_features": info["n_features"]}
 
 
+def partial_events(info: Mapping[str, Any]) -> str | None:
+    """What is less than in a dictionary of all events, in a sentence; None where nothing is."""
+    if info.get("events", "all") == "all":
+        return None
+    return (
+        f"{info['n_kept_events']:,} of {info['n_events']:,} events are kept, those around examples: statistics and "
+        f"examples are of all, no example shows more than {SHOWN_BEFORE} tokens before and {SHOWN_AFTER} after"
+    )
+
+
 def read_features(
     dictionary: Dictionary, features: Sequence[int], before: int = CONTEXT_BEFORE, after: int = CONTEXT_AFTER
 ) -> Iterator[Feature]:
     """Yields features with all that the dictionary knows of them; examples with that many tokens around."""
-    dictionary.store.require_all_events("exporting features")
     facts = dictionary.store.query("select * from features order by feature").to_pylist()
+    bounds = dictionary.store.event_bounds()
     start = 0
     while start < len(features):
-        stop, events = start + 1, facts[features[start]]["count"]
+        low, stop = features[start], start + 1
         while stop < len(features) and stop - start < RUN_FEATURES and features[stop] == features[stop - 1] + 1:
-            events += facts[features[stop]]["count"]
-            if events > RUN_EVENTS:
+            if bounds[features[stop] + 1] - bounds[low] > RUN_EVENTS:
                 break
             stop += 1
-        run = facts[features[start] : features[stop - 1] + 1]
-        yield from _read_run(dictionary, run, before, after)
+        high = features[stop - 1] + 1
+        yield from _read_run(dictionary, facts[low:high], bounds[low : high + 1], before, after)
         start = stop
 
 
-def _read_run(dictionary: Dictionary, run: list[dict[str, Any]], before: int, after: int) -> Iterator[Feature]:
+def _read_run(
+    dictionary: Dictionary, run: list[dict[str, Any]], rows: np.ndarray, before: int, after: int
+) -> Iterator[Feature]:
+    """Features with consecutive numbers; `rows` [n + 1] bound their events."""
     store = dictionary.store
     bounds = {"low": run[0]["feature"], "high": run[-1]["feature"]}
 
@@ -91,12 +106,10 @@ def _read_run(dictionary: Dictionary, run: list[dict[str, Any]], before: int, af
     examples = ask(f"select * from examples {of} order by stratum, rank")
     labels = ask(f"select * from labels {of} order by created desc, rowid desc")
     written = ask(f"select * from explanations {of} order by score desc nulls last, rowid")
-    first = run[0]["first_event"]
-    last = run[-1]["first_event"] + run[-1]["count"]
-    events = read_events(store.build / "events.parquet", first, last)
-    for row in run:
+    events = read_events(store.build / "events.parquet", int(rows[0]), int(rows[-1]))
+    for number, row in enumerate(run):
         feature = row["feature"]
-        place = slice(row["first_event"] - first, row["first_event"] - first + row["count"])
+        place = slice(rows[number] - rows[0], rows[number + 1] - rows[0])
         columns = {"document": events.documents, "position": events.positions, "activation": events.activations}
         own = FeatureEvents.of({name: column[place] for name, column in columns.items()})
         said = [Explanation(e["text"], "label", None, e["author"], e["created"]) for e in labels[feature]]

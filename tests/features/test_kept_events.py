@@ -115,3 +115,75 @@ def test_another_choice_of_events_is_refused_by_name() -> None:
 
     with pytest.raises(ValueError, match=r"index: .events. is 'some'"):
         configs.validate(Config, {"events": "some"}, "index")
+
+
+def test_exports_are_those_of_all_events_and_say_what_is_kept(
+    whole: Dictionary, short: Dictionary, tmp_path: Path
+) -> None:
+    import json
+
+    from features.sharing import documents, flat_tables
+    from features.sharing.reading import partial_events, read_features
+    from ui.render.dictionary_pages import write_pages
+
+    everything = list(range(96))
+    assert list(read_features(short, everything)) == list(read_features(whole, everything))
+    assert list(read_features(short, [5, 6, 2])) == [short.feature(feature) for feature in (5, 6, 2)]
+    tables = flat_tables.flat_tables(short, everything), flat_tables.flat_tables(whole, everything)
+    assert all(tables[0][name].equals(tables[1][name]) for name in tables[1])
+    said = partial_events(short.info)
+    assert partial_events(whole.info) is None
+    assert said is not None
+    assert f"{short.info['n_kept_events']:,} of {short.info['n_events']:,} events are kept" in said
+    got, full = (
+        json.loads(documents.write_json(d, everything, tmp_path / f"{d.info['events']}.json").read_text())
+        for d in (short, whole)
+    )
+    assert got["features"] == full["features"]
+    assert (got["dictionary"]["events"], full["dictionary"]["events"]) == ("examples", "all")
+    assert (got["dictionary"]["partial"], full["dictionary"]["partial"]) == (said, None)
+    pages = [write_pages(d, [3, 4], tmp_path / f"{d.info['events']}.html").read_text() for d in (short, whole)]
+    assert [said in page for page in pages] == [True, False]
+
+
+def test_the_layouts_of_other_projects_are_filled_from_what_is_kept(
+    whole: Dictionary, short: Dictionary, tmp_path: Path
+) -> None:
+    import gzip
+    import json
+
+    from features.sharing.dashboard import write_dashboard
+    from features.sharing.neuronpedia import Upload, write_upload
+
+    upload = Upload(model="tiny", source_set="res-x")
+    folders = [write_upload(d, list(range(20)), tmp_path / d.info["events"], upload) for d in (short, whole)]
+    rows, full = (
+        [json.loads(line) for line in gzip.decompress((f / "features" / "batch-0.jsonl.gz").read_bytes()).splitlines()]
+        for f in folders
+    )
+    for ours, theirs in zip(rows, full, strict=True):
+        bars = ("freq_hist_data_bar_heights", "freq_hist_data_bar_values")
+        others = ours.keys() - {*bars, "createdAt"}
+        assert {key: ours[key] for key in others} == {key: theirs[key] for key in others}
+        assert sum(ours[bars[0]]) == sum(theirs[bars[0]])
+    notes = [json.loads((f / "source.jsonl").read_text())["notes"] for f in folders]
+    assert ["events are kept" in note for note in notes] == [True, False]
+    for d in (short, whole):
+        write_dashboard(d, list(range(20)), tmp_path / f"sd-{d.info['events']}", upload)
+    ours, theirs = (
+        json.loads((tmp_path / f"sd-{d.info['events']}" / "batch-0.json").read_text())["features"]
+        for d in (short, whole)
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        for mine, exact in zip(one["activations"], other["activations"], strict=True):
+            assert mine["bin_min"] == exact["bin_min"]
+            # a histogram's bars are quarter octaves: what lies inside one is taken to be spread evenly
+            assert mine["bin_contains"] == pytest.approx(exact["bin_contains"], abs=0.35)
+
+
+def test_the_command_says_what_an_export_of_examples_lacks(short: Dictionary, tmp_path: Path, capsys: Any) -> None:
+    from ui import cli
+
+    for kind, out in (("json", "a.json"), ("csv", "csv"), ("parquet", "b.parquet"), ("html", "pages")):
+        assert cli.run(["dict", "export", str(short.path), "--format", kind, "--out", str(tmp_path / out)]) == 0
+        assert "events are kept, those around examples" in capsys.readouterr().out

@@ -159,12 +159,16 @@ def _index(rows: Sequence[dict[str, Any]], pages: dict[int, str] | str) -> str:
 
 
 def _head(dictionary: Dictionary, n: int, shown: NamedList | None) -> str:
+    from features.sharing.reading import partial_events
+
     info = dictionary.info
     source = escape(f"{Path(str(info['model']['name'])).name} · {info['site']}")
     title = escape(dictionary.name if shown is None else shown.name)
     what = f"{n:,} of {dictionary.n_features:,} features" if n < dictionary.n_features else f"{n:,} features"
     lead = f"{what} of a sparse dictionary, read off {info['n_tokens']:,} tokens of text."
     note = f"<p class='note'>{escape(shown.note)}</p>" if shown and shown.note else ""
+    partial = partial_events(info)
+    note += f"<p class='note'>{escape(partial)}.</p>" if partial else ""
     by = f" · list by {escape(shown.author)}, {escape(shown.time[:10])}" if shown else ""
     return (
         f"<header class='stack'><h3>Glassbox · {source}{by}</h3><h1>{title}</h1><p class='lead'>{lead} "
