@@ -52,9 +52,18 @@ def browse(
     model: ModelCopyOption = None,
     port: Annotated[int | None, typer.Option("--port", help="Port (default: 7860 or the next free one).")] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = serving.LOOPBACK,
-    password: Annotated[
+    auth: Annotated[
         str | None,
-        typer.Option("--password", envvar="GLASSBOX_PASSWORD", help="Needed where --host is not this machine alone."),
+        typer.Option(
+            "--auth",
+            envvar="GLASSBOX_AUTH",
+            metavar="NAME:PASSWORD",
+            help="Asked for before anything is shown; needed where --host is not this machine alone.",
+        ),
+    ] = None,
+    refuse: Annotated[
+        Path | None,
+        typer.Option("--refuse", metavar="FILE", help="Patterns, one a line: prompts that match are not taken."),
     ] = None,
     no_open: Annotated[bool, typer.Option("--no-open", help="Do not open a page in the web browser.")] = False,
 ) -> None:
@@ -64,7 +73,7 @@ def browse(
 
     [dim]glassbox browse runs/demo/dictionary/matryoshka[/dim]
     """
-    serving.browse(dictionaries, model=model, host=host, port=port, password=password, open_page=not no_open)
+    serving.browse(dictionaries, model=model, host=host, port=port, auth=auth, refuse=refuse, open_page=not no_open)
 
 
 def doctor(as_json: JsonOption = False) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 LOOPBACK = "127.0.0.1"
 DEFAULT_PORT = 7860
 PORTS_TRIED = 40
+SHORTEST_PASSWORD = 10
 
 
 def claim_port(port: int | None, host: str = LOOPBACK) -> int:
@@ -58,12 +59,29 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def check_host(host: str, password: str | None) -> None:
-    """Raises ValueError where others could reach the browser and no password guards it."""
-    if not is_loopback(host) and not password:
+def read_auth(given: str | None) -> tuple[str, str] | None:
+    """Returns the name and the password of NAME:PASSWORD; a password may hold colons itself."""
+    if not given:
+        return None
+    name, colon, password = given.partition(":")
+    if not (name.strip() and colon and password):
+        raise ValueError("--auth has no name or no password, expected NAME:PASSWORD: give both")
+    return name.strip(), password
+
+
+def check_host(host: str, auth: tuple[str, str] | None) -> None:
+    """Raises ValueError where others could reach the browser and no password of some length guards it."""
+    if is_loopback(host):
+        return
+    if auth is None:
         raise ValueError(
-            f"--host {host} lets others reach the browser and no password is set, expected one: give --password or set "
-            "GLASSBOX_PASSWORD"
+            f"--host {host} lets others reach the browser and nothing guards it, expected a password: give --auth "
+            "NAME:PASSWORD or set GLASSBOX_AUTH"
+        )
+    if len(auth[1]) < SHORTEST_PASSWORD:
+        raise ValueError(
+            f"--host {host} lets others reach the browser and the password has {len(auth[1])} characters, expected at "
+            f"least {SHORTEST_PASSWORD}: choose a longer one"
         )
 
 
@@ -73,15 +91,22 @@ def browse(
     model: str | None = None,
     host: str = LOOPBACK,
     port: int | None = None,
-    password: str | None = None,
+    auth: str | None = None,
+    refuse: Path | None = None,
     open_page: bool = False,
 ) -> None:
-    """Opens the dictionaries in the browser and serves until interrupted."""
-    check_host(host, password)
+    """Opens the dictionaries in the browser and serves until interrupted.
+
+    `auth` is NAME:PASSWORD; `refuse` is a file of patterns, one a line: prompts in which one is found are not taken.
+    """
+    who = read_auth(auth)
+    check_host(host, who)
     free = claim_port(port, host)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     from features import Dictionary
     from ui import browser
+    from ui.browser.limits import Limits, read_patterns
 
+    limits = Limits(refused=read_patterns(refuse) if refuse else ())
     opened = [Dictionary.open(folder, model=model) for folder in dictionaries]
-    browser.serve(opened, host=host, port=free, password=password, open_page=open_page)
+    browser.serve(opened, host=host, port=free, auth=who, limits=limits, open_page=open_page)

@@ -171,8 +171,10 @@ def test_a_port_that_cannot_be_is_refused(port: str, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
 def test_a_wider_host_demands_a_password(host: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert "expected one: give --password" in fails(capsys, "browse", str(tmp_path), "--host", host)
-    serving.check_host(host, "secret")
+    assert "give --auth" in fails(capsys, "browse", str(tmp_path), "--host", host)
+    with pytest.raises(ValueError, match="5 characters, expected at least 10"):
+        serving.check_host(host, ("me", "short"))
+    serving.check_host(host, ("me", "long enough"))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])

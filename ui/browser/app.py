@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import os
 import sys
 import threading
@@ -11,11 +10,15 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from ui.browser import feature, features, overview, steer, text
+from ui.browser.guard import BODY_BYTES, Guard, door, hosts_for
+from ui.browser.limits import Limits
 from ui.browser.theme import style, theme
 from ui.browser.workspace import QUIET, Page, Workspace, html, refusals
 from ui.render.html import asset
+from ui.serving import is_loopback
 from ui.views.shelf import Shelf
 
 if TYPE_CHECKING:
@@ -34,13 +37,18 @@ def serve(
     *,
     host: str,
     port: int,
-    password: str | None = None,
+    auth: tuple[str, str] | None = None,
+    limits: Limits | None = None,
     open_page: bool = False,
     block: bool = True,
 ) -> gr.Blocks:
-    """Serves the dictionaries until interrupted, or returns at once where `block` is false."""
-    app = build(dictionaries)
-    app.queue(default_concurrency_limit=8)
+    """Serves the dictionaries until interrupted, or returns at once where `block` is false.
+
+    `auth` is the name and the password that are asked for.
+    """
+    limits = limits or Limits()
+    app = build(dictionaries, limits)
+    app.queue(default_concurrency_limit=8, max_size=limits.queue)
     app.launch(
         server_name=host,
         server_port=port,
@@ -54,8 +62,10 @@ def serve(
         ssr_mode=False,
         mcp_server=False,
         pwa=False,
-        auth=_guard(password),
-        auth_message="Any user name, and the password that the browser was started with.",
+        auth=door(auth),
+        auth_message="The name and the password that the browser was started with.",
+        max_file_size=BODY_BYTES,
+        app_kwargs={"middleware": [Middleware(Guard, hosts=hosts_for(host) if is_loopback(host) else None)]},
         theme=theme(),
         css=style(),
         head=f"<script>{asset('browser.js')}</script>",
@@ -74,13 +84,7 @@ def _has_screen() -> bool:
     return not sys.platform.startswith("linux") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
-def _guard(password: str | None) -> Any:
-    if not password:
-        return None
-    return lambda _user, given: hmac.compare_digest(given.encode(), password.encode())
-
-
-def build(dictionaries: Sequence[Dictionary]) -> gr.Blocks:
+def build(dictionaries: Sequence[Dictionary], limits: Limits | None = None) -> gr.Blocks:
     """Builds the application without serving it."""
     shelf = Shelf(dictionaries)
     with gr.Blocks(title="Glassbox", analytics_enabled=False, fill_width=True) as app:
@@ -94,7 +98,7 @@ def build(dictionaries: Sequence[Dictionary]) -> gr.Blocks:
                 interactive=True,
                 scale=1,
             )
-        work = Workspace(shelf, chosen)
+        work = Workspace(shelf, chosen, limits or Limits())
         bridges = {
             page.NAME: gr.HTML(
                 "",

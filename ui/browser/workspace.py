@@ -17,6 +17,7 @@ from typing import Any
 
 import gradio as gr
 
+from ui.browser.limits import Limits
 from ui.render.html import escape
 from ui.views.shelf import Shelf
 
@@ -45,10 +46,12 @@ class Page:
 class Workspace:
     """What every page is built with."""
 
-    def __init__(self, shelf: Shelf, chosen: gr.Dropdown) -> None:
+    def __init__(self, shelf: Shelf, chosen: gr.Dropdown, limits: Limits) -> None:
         self.shelf = shelf
         self.chosen = chosen
         """Its value is the name of the dictionary that is open."""
+        self.limits = limits
+        """`limits.check(text)` before a model reads it, `limits.timed(stream)` around what it writes."""
 
     def remember(self, page: str, **components: Any) -> None:
         """Keeps the values that people give to components in the address, each under its name."""
