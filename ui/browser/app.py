@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from ui.browser import feature, features, overview, steer, text
+from ui.browser import api, feature, features, overview, steer, text
 from ui.browser.guard import BODY_BYTES, Guard, door, hosts_for
 from ui.browser.limits import Limits
 from ui.browser.theme import style, theme
@@ -122,6 +122,7 @@ def build(dictionaries: Sequence[Dictionary], limits: Limits | None = None) -> g
                 event.then(None, js=f"() => window.glassbox.answered('{module.NAME}')", api_visibility="private")
                 if page.then is not None:
                     page.then(event)
+        api.offer(work)
         chosen.input(None, chosen, None, js="(name) => window.glassbox.dictionary(name)", api_visibility="private")
     return app
 
