@@ -11,6 +11,7 @@ import runpy
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from activations.analyses.running import analyze as analyze
     from activations.capture import Intervention as Intervention
     from activations.corpus import DataConfig as DataConfig
     from activations.corpus import Document as Document
@@ -49,6 +50,7 @@ _HOMES = {
     "TokenBatch": "model",
     "TokenRows": "tokens",
     "WithoutOutliers": "outliers",
+    "analyze": "analyses.running",
     "documents": "corpus",
     "harvest": "harvesting",
     "iter_token_rows": "tokens",

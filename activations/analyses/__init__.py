@@ -11,10 +11,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from activations.analyses.ablation import ComponentAblation as ComponentAblation
+    from activations.analyses.ablation import ablate_components as ablate_components
+    from activations.analyses.agreement import Agreement as Agreement
+    from activations.analyses.agreement import DeletionCurve as DeletionCurve
+    from activations.analyses.agreement import compare_methods as compare_methods
+    from activations.analyses.agreement import deletion_curve as deletion_curve
     from activations.analyses.attention import AttentionComparison as AttentionComparison
     from activations.analyses.attention import AttentionPatterns as AttentionPatterns
+    from activations.analyses.attention import AttentionRoutes as AttentionRoutes
     from activations.analyses.attention import attention_patterns as attention_patterns
+    from activations.analyses.attention import attention_routes as attention_routes
     from activations.analyses.attention import compare_attention as compare_attention
+    from activations.analyses.attribution import Attribution as Attribution
+    from activations.analyses.attribution import attribute as attribute
     from activations.analyses.direct import DirectAttribution as DirectAttribution
     from activations.analyses.direct import direct_logit_attribution as direct_logit_attribution
     from activations.analyses.lens import LogitLens as LogitLens
@@ -23,24 +33,46 @@ if TYPE_CHECKING:
     from activations.analyses.norms import NeuronActivations as NeuronActivations
     from activations.analyses.norms import activation_norms as activation_norms
     from activations.analyses.norms import neuron_activations as neuron_activations
+    from activations.analyses.patching import ActivationPatching as ActivationPatching
+    from activations.analyses.patching import patch_activations as patch_activations
     from activations.analyses.roles import HeadRoles as HeadRoles
     from activations.analyses.roles import head_roles as head_roles
+    from activations.analyses.running import Analysis as Analysis
+    from activations.analyses.running import analyze as analyze
+    from activations.analyses.targets import AtSite as AtSite
+    from activations.analyses.targets import Continuation as Continuation
 
 _HOMES = {
     "ActivationNorms": "norms",
+    "ActivationPatching": "patching",
+    "Agreement": "agreement",
+    "Analysis": "running",
+    "AtSite": "targets",
     "AttentionComparison": "attention",
     "AttentionPatterns": "attention",
+    "AttentionRoutes": "attention",
+    "Attribution": "attribution",
+    "ComponentAblation": "ablation",
+    "Continuation": "targets",
+    "DeletionCurve": "agreement",
     "DirectAttribution": "direct",
     "HeadRoles": "roles",
     "LogitLens": "lens",
     "NeuronActivations": "norms",
+    "ablate_components": "ablation",
     "activation_norms": "norms",
+    "analyze": "running",
     "attention_patterns": "attention",
+    "attention_routes": "attention",
+    "attribute": "attribution",
     "compare_attention": "attention",
+    "compare_methods": "agreement",
+    "deletion_curve": "agreement",
     "direct_logit_attribution": "direct",
     "head_roles": "roles",
     "logit_lens": "lens",
     "neuron_activations": "norms",
+    "patch_activations": "patching",
 }
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 

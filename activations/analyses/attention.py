@@ -4,6 +4,7 @@
         .value_weighted()                what each source position contributes, not just how much it is looked at
         .rollout(residual=0.5)           attention through all layers, as if values were left alone
         .flow(position=-1)               the same as the largest flow through the layers' attention
+    attention_routes(patterns, position=-1) -> AttentionRoutes       both at once
     compare_attention(a, b) -> AttentionComparison     two texts, by aligned tokens
 
 Patterns are α[layer, head, query, key]; rows sum to 1, and a decoder's are 0 above the diagonal. They are those of the
@@ -216,6 +217,43 @@ def _written_norms(lm: LanguageModel, layer: int, values: Tensor) -> Float[Tenso
         # `forward`, not a call: hooks of sites have no business here
         lengths[head] = (project.forward(alone) - nothing)[0].float().norm(dim=-1).cpu()
     return lengths
+
+
+@dataclass(frozen=True)
+class AttentionRoutes:
+    """Rollout and flow to one position of the last layer."""
+
+    model: str
+    tokens: tuple[str, ...]
+    position: int
+    rollout: Float[np.ndarray, " key"]
+    flow: Float[np.ndarray, " key"]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Returns a record for each token."""
+        return [
+            {"position": place, "token": token, "rollout": float(self.rollout[place]), "flow": float(self.flow[place])}
+            for place, token in enumerate(self.tokens)
+        ]
+
+    def to_json(self) -> str:
+        return to_json(self)
+
+
+def attention_routes(patterns: AttentionPatterns, position: int = -1, residual: float = 0.5) -> AttentionRoutes:
+    """Follows attention from `position` of the last layer back to the tokens, by rollout and by flow.
+
+    Raises:
+        ValueError: as `AttentionPatterns.flow`.
+    """
+    flow = patterns.flow(position, residual)
+    return AttentionRoutes(
+        model=patterns.model,
+        tokens=patterns.tokens,
+        position=position % len(patterns.tokens),
+        rollout=patterns.rollout(residual)[-1, position],
+        flow=flow,
+    )
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,12 @@ def tokens_of(lm: LanguageModel, text: str | Int[Tensor, "1 seq"]) -> Int[Tensor
     else:
         if not text.strip():
             raise ValueError("the text is empty, expected some words: give a text")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the text holds half of a surrogate pair at character {error.start}, expected Unicode: leave it out"
+            ) from error
         tokens = lm.tokenize(text).tokens
     if tokens.shape[1] > lm.context_tokens:
         raise ValueError(
