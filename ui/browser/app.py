@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from features import Dictionary
 
 PAGES: tuple[ModuleType, ...] = (overview, features, feature, text, steer)
+AT_ONCE = 3
+"""Answers of one kind that are worked on together: on two cores more of them wait for each other's turns."""
+SWITCH_INTERVAL_S = 0.0005
+"""A language model hands Python's lock over thousands of times; at the usual 5 ms it waits for all other answers."""
 LONGEST_WORD = 60_000
 """Of an address; longer ones are cut off, as servers refuse them."""
 HEADER = (
@@ -48,7 +52,8 @@ def serve(
     """
     limits = limits or Limits()
     app = build(dictionaries, limits)
-    app.queue(default_concurrency_limit=8, max_size=limits.queue)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    app.queue(default_concurrency_limit=AT_ONCE, max_size=limits.queue)
     app.launch(
         server_name=host,
         server_port=port,
