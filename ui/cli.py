@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ui import comparing, dictionaries, explaining, questions, serving, stages, steering
+from ui import analyzing, comparing, dictionaries, explaining, questions, serving, stages, steering
 from ui.arguments import JsonOption, ModelCopyOption
 from ui.render import html
 
@@ -100,6 +100,7 @@ for verb, command in {
     "steer": steering.steer,
     **questions.VERBS,
     "compare": comparing.compare,
+    "analyze": analyzing.analyze,
     "doctor": doctor,
 }.items():
     app.command(verb)(command)

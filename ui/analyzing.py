@@ -1,0 +1,79 @@
+"""`glassbox analyze`: why the model said that, on one text."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ui.arguments import JsonOption
+
+if TYPE_CHECKING:
+    from features.records import ActiveFeatures
+
+
+def analyze(
+    model: Annotated[str, typer.Option("--model", metavar="M", help="Local folder or hub name of the model.")],
+    text: Annotated[str, typer.Option("--text", metavar="T", help="The text to explain.")],
+    methods: Annotated[
+        str | None,
+        typer.Option("--methods", metavar="A,B,…", help="Methods to run (default: all that apply); see below."),
+    ] = None,
+    compare: Annotated[
+        str | None, typer.Option("--compare", metavar="T2", help="A text of as many tokens to hold it against.")
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", metavar="TOKEN", help="Token to explain (default: the model's own choice)."),
+    ] = None,
+    contrast: Annotated[
+        str | None, typer.Option("--contrast", metavar="TOKEN", help="Token whose logit is subtracted.")
+    ] = None,
+    position: Annotated[
+        int | None, typer.Option("--position", help="Position whose prediction is explained (default: the last).")
+    ] = None,
+    dictionary: Annotated[
+        Path | None, typer.Option("--dictionary", metavar="D", help="Also the features that are active on the text.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write an HTML report there, and JSON beside it.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Explain what a model says on a text: attribution, lens, attention, direct effects, ablation, patching.
+
+    Methods: attributions (gradient_norm, gradient_x_input, integrated_gradients, leave_one_out, substitution),
+    agreement, lens, direct, attention, routes, ablation, norms, roles; with --compare also patching and
+    compared_attention.
+
+    [dim]glassbox analyze --model embedded --text "def read(path):" --out why.html[/dim]
+
+    [dim]glassbox analyze --model embedded --text "for x in range(" --compare "for x in sorted(" --json[/dim]
+    """
+    from activations.analyses import running
+    from ui.render import analysis, tables
+
+    named = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
+    running.chosen_methods(named, compare)  # a misspelt name is told before a model is loaded
+    result = running.analyze(model, text, named, compare=compare, target=target, contrast=contrast, position=position)
+    active = None if dictionary is None else _active(dictionary, model, text, target)
+    if as_json:
+        features = {} if active is None else {"features": json.loads(active.to_json())}
+        typer.echo(json.dumps(json.loads(result.to_json()) | features))
+    else:
+        tables.show(*analysis.analysis_tables(result))
+        if active is not None:
+            tables.show(tables.records_table("Features", analysis.feature_rows(active)))
+    if out is not None:
+        extra = "" if active is None else analysis.features_section(active)
+        typer.echo(f"Report: {analysis.write_analysis_report(result, out, extra)}", err=as_json)
+
+
+def _active(dictionary: Path, model: str, text: str, target: str | None) -> ActiveFeatures:
+    from features import Dictionary
+
+    with closing(Dictionary.open(dictionary, model=model)) as opened:
+        return opened.active_on(text, by="attribution", target=target)
