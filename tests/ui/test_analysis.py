@@ -143,8 +143,6 @@ def test_the_command_answers_and_refuses_in_one_line(tmp_path: Path) -> None:
     assert (tmp_path / "a.html").exists()
     for arguments, said in (
         (("--text", "x", "--methods", "lense"), "method 'lense' is unknown (nearest: lens)"),
-        (("--text", " "), "the text is empty"),
-        (("--text", "x " * 3000), "takes at most"),
         (("--text", "x", "--target", "no such token"), "is no single token of embedded"),
     ):
         done = run(*arguments)
