@@ -21,14 +21,17 @@ from features.conditions import Answer, Condition
 from features.embedders import Embedder
 from features.feature_map import FeatureMap, feature_map
 from features.feature_rows import FeatureEvents, FeatureRows, records
-from features.labels import Explanation
+from features.labels import Explanation, Score
+from features.listing import FeatureFilter, Listing
 from features.lists import Lists
+from features.logit_histogram import logit_histogram
 from features.questions import TIMEOUT_S
 from features.records import (
     ActiveFeatures,
     Example,
     Feature,
     FeatureList,
+    Histogram,
     histogram_of,
 )
 from features.relations import relations_of
@@ -56,16 +59,6 @@ PAGE = {
 CONTEXT_BEFORE = SHOWN_BEFORE
 CONTEXT_AFTER = SHOWN_AFTER
 
-ORDERS = {
-    "density": "density desc",
-    "rare": "density asc",
-    "max_activation": "max_activation desc",
-    "mean_activation": "mean_activation desc",
-    "feature": "feature asc",
-    "score": "score desc nulls last",
-    "random": "hash(feature)",
-}
-
 
 class Dictionary:
     """All features of one SAE, indexed over one corpus. Open one with `Dictionary.open(folder)`."""
@@ -85,6 +78,8 @@ class Dictionary:
         self._lock = threading.RLock()
         self.text = Text(store)
         self._rows = FeatureRows(store.build)
+        self.listing = Listing(store, self.n_features)
+        """Features by conditions (`features.listing`)."""
 
     @classmethod
     def open(cls, path: str | Path, model: str | Path | LanguageModel | None = None) -> Dictionary:
@@ -240,27 +235,8 @@ class Dictionary:
 
         `order` is one of density, rare, max_activation, mean_activation, feature, score, random.
         """
-        if order not in ORDERS:
-            raise ValueError(f"order {order!r} is unknown, expected one of {', '.join(ORDERS)}: choose one of these")
-        if limit < 0 or offset < 0:
-            raise ValueError(f"limit={limit} and offset={offset}: expected 0 or more; raise them")
-        rows = self.store.query(
-            f"""
-            with shown as ({search.SHOWN_EXPLANATIONS}),
-            listing as (
-                select feature, density, mean_activation, max_activation, count, is_dead,
-                    coalesce(shown.text, case when is_dead then 'dead: never active in the indexed text' else '' end)
-                    as explanation, shown.score as score
-                from features left join shown using (feature)
-            )
-            select *, count(*) over () as total from listing
-            where ($words is null or contains(lower(explanation), lower($words))) and (not $live or not is_dead)
-            order by {ORDERS[order]}, feature limit $limit offset $offset
-            """,
-            {"words": where or None, "live": live_only, "limit": limit, "offset": offset},
-        ).to_pylist()
-        total = rows[0]["total"] if rows else 0
-        return FeatureList(total, [{key: row[key] for key in row if key != "total"} for row in rows])
+        only = FeatureFilter(show="live" if live_only else "all", words=where or "")
+        return self.listing.page(order, only, limit, offset)
 
     def search(
         self, query: str, limit: int = 20, kind: str = "auto", embedder: Embedder | None = None
@@ -270,7 +246,7 @@ class Dictionary:
         Raises:
             ValueError: an unknown kind, a pattern that is broken or slow, or `semantic` without an `embedder`.
         """
-        return search.search(self.store, self.text, query, limit, kind, embedder)
+        return search.search(self.store, self.text, self.listing.texts, query, limit, kind, embedder)
 
     def active_on(
         self, text: str, top: int = 10, by: str = "activation", target: str | int | None = None
@@ -300,12 +276,7 @@ class Dictionary:
 
     def explanations_of(self, features: Iterable[int]) -> dict[int, str]:
         """The text to show for each of several features (label, else best explanation), where there is one."""
-        wanted = [self.check_feature(feature) for feature in features]
-        rows = self.store.query(
-            f"select feature, text from ({search.SHOWN_EXPLANATIONS}) where list_contains($wanted, feature)",
-            {"wanted": wanted},
-        ).to_pylist()
-        return {row["feature"]: row["text"] for row in rows}
+        return self.listing.texts(self.check_feature(feature) for feature in features)
 
     def map(self, seed: int = 0, again: bool = False) -> FeatureMap:
         """The map of the live features, with clusters; made at first use, which needs the extra `map`, and kept.
@@ -323,6 +294,14 @@ class Dictionary:
             ValueError: writes, other files, settings, several statements, or an answer that takes too long.
         """
         return self.store.sql(query, timeout_s)
+
+    def scores_of(self, feature: int) -> list[Score]:
+        """How well each explanation of a feature predicts, by every scorer that was run."""
+        return labels.scores_of(self.store, self.check_feature(feature))
+
+    def logit_histogram(self, feature: int) -> Histogram:
+        """What one unit of a feature adds to the logits, counted over the vocabulary. Loads the model."""
+        return logit_histogram(self, self.check_feature(feature))
 
     def add_label(self, feature: int, text: str, author: str | None = None) -> Explanation:
         """Writes a label for a feature; the newest one is shown."""

@@ -34,6 +34,25 @@ class Explanation:
     """JSON of the rule behind a machine's text."""
 
 
+@dataclass(frozen=True)
+class Score:
+    """How well an explanation predicts a feature's activations, by one scorer (docs/explanations.md)."""
+
+    method: str
+    """Of the explanation, or the baseline."""
+    scorer: str
+    score: float
+    low: float | None
+    """Lower end of the 95 % interval."""
+    high: float | None
+    n: int | None
+    """Windows that were judged."""
+    failures: int | None
+    """Windows without a usable answer."""
+    time: str
+    """UTC, ISO 8601."""
+
+
 def now() -> str:
     """The time as the label tables hold it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -116,6 +135,16 @@ def explanations_of(store: Store, feature: int) -> list[Explanation]:
     written.sort(key=lambda row: -math.inf if row["score"] is None else row["score"], reverse=True)
     found = [(row["text"], row["method"], row["score"], row["author"], row["created"], row["rule"]) for row in written]
     return own[::-1] + [Explanation(*row) for row in found]
+
+
+def scores_of(store: Store, feature: int) -> list[Score]:
+    """The scores of a feature's explanations, by method and scorer."""
+    rows = store.people_of(feature, ("scores",))["scores"]
+    found = [
+        Score(*(row[key] for key in ("method", "scorer", "score", "low", "high", "n", "failures", "created")))
+        for row in rows
+    ]
+    return sorted(found, key=lambda score: (score.method, score.scorer))
 
 
 def table(name: str, rows: Sequence[Mapping[str, object]]) -> pa.Table:

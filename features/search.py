@@ -30,20 +30,6 @@ from features.text import Text
 KINDS = ("auto", "token", "text", "regex", "explanation", "semantic")
 NAMED_TOKENS = 4
 
-SHOWN_EXPLANATIONS = """
-    select feature, text, score from (
-        select feature, text, score, row_number() over (
-            partition by feature order by is_label desc, written desc, position desc, score desc nulls last
-        ) as place
-        from (
-            select feature, text, null::double as score, true as is_label, created as written, rowid as position
-            from labels
-            union all
-            select feature, text, score, false as is_label, '' as written, 0 as position from explanations
-        )
-    ) where place = 1
-"""
-
 
 @dataclass(frozen=True)
 class SearchHit:
@@ -71,9 +57,15 @@ class _Found(NamedTuple):
 
 
 def search(
-    store: Store, text: Text, query: str, limit: int, kind: str = "auto", embedder: Embedder | None = None
+    store: Store,
+    text: Text,
+    told: Callable[[Iterable[int]], dict[int, str]],
+    query: str,
+    limit: int,
+    kind: str = "auto",
+    embedder: Embedder | None = None,
 ) -> list[SearchHit]:
-    """Finds features for a query; an empty query finds nothing.
+    """Finds features for a query; an empty query finds nothing. `told` gives the texts that features are shown by.
 
     Raises:
         ValueError: an unknown kind, a query that is no Unicode, a pattern that is broken or slow, or a semantic search
@@ -105,11 +97,7 @@ def search(
         if hit.feature not in best or hit.score > best[hit.feature].score:
             best[hit.feature] = hit
     found = sorted(best.values(), key=lambda hit: (-hit.score, hit.feature))[:limit]
-    shown = store.query(
-        f"select feature, text from ({SHOWN_EXPLANATIONS}) where list_contains($wanted, feature)",
-        {"wanted": [hit.feature for hit in found]},
-    ).to_pylist()
-    texts = {row["feature"]: row["text"] for row in shown}
+    texts = told([hit.feature for hit in found])
     return [SearchHit(hit.feature, hit.reason, hit.score, texts.get(hit.feature, "")) for hit in found]
 
 

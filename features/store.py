@@ -239,7 +239,7 @@ class Store:
         """
         import duckdb
 
-        stamp = self._labels_stamp()
+        stamp = self.labels_stamp()
         if stamp != self._asked[0]:
             self._asked = stamp, 0
         if stamp and stamp != self._people[0] and self._asked[1] < ASKED_DIRECTLY:
@@ -248,14 +248,14 @@ class Store:
                 return self._people_asked(feature, tables)
             except (duckdb.CatalogException, duckdb.BinderException):
                 pass  # of an earlier version, which lacks tables or columns: the copy has them
-        people = self._people_at(stamp)
+        people = self.people_at(stamp)
         found: dict[str, list[dict[str, Any]]] = {}
         for name in tables:
             places = np.flatnonzero(as_array(people[name]["feature"]) == feature).tolist()
             found[name] = [row for place in places for row in people[name].slice(place, 1).to_pylist()]
         return found
 
-    def _people_at(self, stamp: tuple[int, ...] | None) -> dict[str, pa.Table]:
+    def people_at(self, stamp: tuple[int, ...] | None) -> dict[str, pa.Table]:
         """A copy of the label tables that is at least as new as the stamp."""
         held, people = self._people
         if held != stamp:
@@ -350,7 +350,8 @@ class Store:
             finally:
                 connection.close()
 
-    def _labels_stamp(self) -> tuple[int, ...]:
+    def labels_stamp(self) -> tuple[int, ...]:
+        """Tells states of the labels database apart."""
         stamp: tuple[int, ...] = ()
         # a writer that was killed leaves what it committed in the log beside the database
         for name in (LABELS, f"{LABELS}.wal"):
@@ -367,9 +368,9 @@ class Store:
             # who waited here while another copied the labels takes that copy: it is younger than the question
             looked = time.monotonic()
             is_young = self._views is not None and self._views_time >= asked
-            stamp = self._views_stamp if is_young else self._labels_stamp()
+            stamp = self._views_stamp if is_young else self.labels_stamp()
             if self._views is None or stamp != self._views_stamp:
-                people = self._people_at(stamp)
+                people = self.people_at(stamp)
                 # an open database keeps its file alive: it needs no name, and vanishes with its last cursor
                 with tempfile.TemporaryDirectory(prefix="glassbox-views-") as folder:
                     path = Path(folder) / "views.duckdb"

@@ -31,8 +31,22 @@ SWITCH_INTERVAL_S = 0.0005
 """A language model hands Python's lock over thousands of times; at the usual 5 ms it waits for all other answers."""
 LONGEST_WORD = 60_000
 """Of an address; longer ones are cut off, as servers refuse them."""
+SCRIPTS = ("browser.js", "feature.js", "keys.js")
+KEYS = {
+    "/": "search",
+    "j": "next feature, or next row of the list",
+    "k": "previous feature, or previous row",
+    "Enter": "open the row",
+    "?": "this help",
+    "Esc": "close it",
+}
 HEADER = (
-    '<div class="gb gb-header"><b>Glassbox</b><span class="muted">the features a language model thinks in</span></div>'
+    '<div class="gb gb-header"><b>Glassbox</b><span class="muted">the features a language model thinks in</span>'
+    '<button type="button" class="small-button" data-keys aria-haspopup="dialog">keys ?</button>'
+    '<dialog id="keys-help" aria-labelledby="keys-title"><h2 id="keys-title">Keys</h2><table class="tight"><tbody>'
+    + "".join(f"<tr><td><kbd>{key}</kbd></td><td>{told}</td></tr>" for key, told in KEYS.items())
+    + '</tbody></table><p class="muted small">None of them while you write in a field.</p>'
+    '<button type="button" class="small-button" data-close>Close</button></dialog></div>'
 )
 
 
@@ -73,7 +87,7 @@ def serve(
         app_kwargs={"middleware": [Middleware(Guard, hosts=hosts_for(host) if is_loopback(host) else None)]},
         theme=theme(),
         css=style(),
-        head=f"<script>{asset('browser.js')}</script>",
+        head="".join(f"<script>{asset(name)}</script>" for name in SCRIPTS),
         prevent_thread_lock=True,
     )
     if block:

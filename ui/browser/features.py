@@ -10,47 +10,82 @@ from ui.browser.workspace import QUIET, Page, Words, Workspace, choice, html, wh
 from ui.views import features as view
 
 NAME, TITLE = "features", "Features"
-FIRST_ORDER = next(iter(view.ORDERS))
 
 
 def build(work: Workspace) -> Page:
-    """Builds the page; its words are `q`, `order`, `show` and `at`, the number of the list's page from 0."""
-    at = gr.State(0)
+    """Builds the page; its words are those of `view.feature_list`, and `at`, the number of the list's page from 0."""
     with gr.Row(equal_height=True):
         query = gr.Textbox(
             label="Search",
             placeholder="a token, part of one, words of an explanation, or a number",
             scale=4,
             lines=1,
-            min_width=300,
+            min_width=280,
             elem_id="search",
         )
-        order = gr.Dropdown(list(view.ORDERS), value=FIRST_ORDER, label="Order", scale=2)
-        shown = gr.Dropdown(list(view.SHOWN), value=view.SHOWN[0], label="Show", scale=1, min_width=120)
+        kind = gr.Dropdown(list(view.KINDS), value="Anything", label="Look in", scale=2, min_width=160, elem_id="kind")
+        order = gr.Dropdown(
+            [view.BEST, *view.ORDERS], value=view.BEST, label="Order", scale=2, min_width=140, elem_id="order"
+        )
+        shown = gr.Dropdown(list(view.SHOWN), value="Live", label="Show", scale=1, min_width=120, elem_id="show")
+    with gr.Accordion("Filters", open=False, elem_id="filters"), gr.Row(equal_height=True):
+        density = gr.Dropdown(list(view.DENSITIES), value=view.ANY, label="Density", min_width=140, elem_id="density")
+        score = gr.Slider(0, 1, value=0, step=0.05, label="Score at least", min_width=160, elem_id="least-score")
+        listed = gr.Dropdown([view.ANY], value=view.ANY, label="On the list", min_width=140, elem_id="on-list")
+        cluster = gr.Dropdown([view.ANY], value=view.ANY, label="Cluster", min_width=120, elem_id="cluster")
+        labelled = gr.Checkbox(False, label="Named by a person", min_width=140, elem_id="labelled")
     table = html("", elem_id="feature-list")
-    with gr.Row(equal_height=True):
-        previous = gr.Button("← Previous page", size="sm", scale=0, min_width=140)
-        where = html("")
-        following = gr.Button("Next page →", size="sm", scale=0, min_width=140)
 
-    def listed(name: str, query: str, order: str, shown: str, page: int) -> list[Any]:
-        body, page, pages = view.feature_list(work.shelf.get(name), query, order, shown, page, name)
-        line = f'<div class="gb"><p class="muted small where">page {page + 1} of {pages}</p></div>'
-        return [body, line, page]
+    asked: dict[str, Any] = {
+        "q": query,
+        "kind": kind,
+        "order": order,
+        "show": shown,
+        "density": density,
+        "labelled": labelled,
+        "score": score,
+        "list": listed,
+        "cluster": cluster,
+    }
+
+    def show(name: str, *given: Any) -> str:
+        words = dict(zip(asked, map(_word, given), strict=True))
+        return view.feature_list(work.shelf.get(name), words, 0, name)
 
     def restore(name: str, words: Words) -> list[Any]:
-        query = words.get("q", "")
-        order = choice(words, "order", list(view.ORDERS), FIRST_ORDER)
-        shown = choice(words, "show", view.SHOWN, view.SHOWN[0])
-        return [query, order, shown, *listed(name, query, order, shown, whole(words, "at") or 0)]
+        dictionary = work.shelf.get(name)
+        on_list, in_cluster = words.get("list", view.ANY), words.get("cluster", view.ANY)
+        fields = [
+            words.get("q", ""),
+            choice(words, "kind", list(view.KINDS), "Anything"),
+            choice(words, "order", list(view.ORDERS), view.BEST),
+            choice(words, "show", list(view.SHOWN), "Live"),
+            choice(words, "density", list(view.DENSITIES), view.ANY),
+            words.get("labelled") == "true",
+            view.share(words.get("score", "")) or 0,
+            gr.Dropdown([view.ANY, *dict.fromkeys([on_list])], value=on_list),
+            gr.Dropdown([view.ANY, *dict.fromkeys([in_cluster])], value=in_cluster),
+        ]
+        return [*fields, view.feature_list(dictionary, words, whole(words, "at") or 0, name)]
 
-    inputs, outputs = [work.chosen, query, order, shown, at], [table, where, at]
-    last: dict[str, Any] = QUIET | {"trigger_mode": "always_last"}
-    gr.on([query.input, order.input, shown.input], lambda *given: listed(*given[:4], 0), inputs, outputs, **last)
-    for button, step in ((previous, -1), (following, 1)):
-        turned = button.click(lambda *given, step=step: listed(*given[:4], given[4] + step), inputs, outputs, **last)
-        turned.then(
-            None, at, None, js=f"(page) => window.glassbox.note('{NAME}', 'at', page || null)", api_visibility="private"
-        )
-    work.remember(NAME, q=query, order=order, show=shown)
-    return Page([query, order, shown, *outputs], restore)
+    def known(name: str) -> Any:
+        return gr.Dropdown([view.ANY, *[found.name for found in work.shelf.get(name).lists.all()]])
+
+    def clusters(name: str) -> Any:
+        return gr.Dropdown([view.ANY, *view.clusters(work.shelf.get(name))])
+
+    listed.focus(known, work.chosen, listed, **QUIET)
+    cluster.focus(clusters, work.chosen, cluster, **QUIET)
+    changes = [component.input for component in asked.values()]
+    gr.on(changes, show, [work.chosen, *asked.values()], table, trigger_mode="always_last", **QUIET)
+    # another question starts on its first page
+    gr.on(changes, None, None, None, js=f"() => window.glassbox.note('{NAME}', 'at', null)", api_visibility="private")
+    work.remember(NAME, **asked)
+    return Page([*asked.values(), table], restore)
+
+
+def _word(given: Any) -> str:
+    """A field's value as the address has it."""
+    if isinstance(given, bool):
+        return "true" if given else ""
+    return "" if given in (None, 0, view.ANY, view.BEST) else str(given)

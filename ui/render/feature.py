@@ -6,41 +6,22 @@ browser turns into navigation without a reload; in a report they lead nowhere an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ui.render import figures, html
+from ui.render import feature_examples as shown_examples
+from ui.render import feature_parts as parts
 from ui.render.html import bar, chip, escape, explained, highlighted, table
+from ui.render.links import Link, frequency, linker, plain
 
 if TYPE_CHECKING:
     from features import Feature
     from features.records import ActiveFeatures
 
-Link = Callable[[int, str], str]
-"""Makes a link to a feature from its number and the text to show (HTML already)."""
+__all__ = ["Link", "active_features", "feature_card", "feature_list", "feature_page", "frequency", "linker", "plain"]
 
 HEADLINE_EXAMPLES = 5
 PER_TOKEN = 5
-SMALLEST_SHARE = 0.005
-
-
-def plain(_feature: int, shown: str) -> str:
-    """Shows a feature's number without a link: the `Link` of reports."""
-    return f"<b>{shown}</b>"
-
-
-def linker(dictionary: str) -> Link:
-    """Returns the `Link` of the browser for the dictionary of that name."""
-
-    def link(feature: int, shown: str) -> str:
-        return html.link(shown, "feature", dictionary, f' data-feature="{feature}"', feature=feature)
-
-    return link
-
-
-def frequency(density: float) -> str:
-    """Says a density in words: `1 in 230 tokens`."""
-    return f"1 in {round(1 / density):,} tokens" if density > 0 else "never"
 
 
 def feature_page(
@@ -55,14 +36,15 @@ def feature_page(
     `heading` is HTML already.
     """
     left = [
-        _explanations(feature),
-        _facts(feature),
-        _histogram(feature),
-        _tokens(feature),
-        _logits(feature),
-        _neighbours(feature, link, explanations or {}),
+        parts.explanations(feature),
+        parts.facts(feature),
+        parts.histogram(feature),
+        parts.tokens(feature),
+        parts.logits(feature),
+        parts.relations(feature, link, explanations or {}),
+        parts.positions(feature),
     ]
-    right = _dead_notice(feature, n_tokens) if feature.is_dead else _examples(feature)
+    right = parts.notices(feature, n_tokens) + ("" if feature.is_dead else shown_examples.examples(feature))
     return (
         f'<div class="gb"><article class="stack feature-page">'
         f"{heading}"
@@ -74,7 +56,9 @@ def feature_page(
 def feature_card(feature: Feature, link: Link = plain, examples: int = HEADLINE_EXAMPLES) -> str:
     """Returns the short form of a feature: explanation, promoted tokens and the strongest examples."""
     promoted = " ".join(chip(token) for token, _, _ in list(feature.top_logits)[:8])
-    shown = "".join(_example(example, feature.max_activation) for example in list(feature.examples)[:examples])
+    shown = "".join(
+        shown_examples.example(example, feature.max_activation) for example in list(feature.examples)[:examples]
+    )
     says = explained(feature.explanation) or '<span class="muted">no explanation</span>'
     return (
         f'<article class="card stack"><div class="head"><h2>{link(feature.id, f"Feature {feature.id}")}</h2>'
@@ -103,7 +87,7 @@ def feature_list(rows: Sequence[dict[str, Any]], link: Link) -> str:
         cells.append(
             {
                 "feature": f'<span class="id">{link(row["feature"], str(row["feature"]))}</span>',
-                "explanation": says + why,
+                "explanation": ('<span class="tag-label">label</span> ' if row.get("is_label") else "") + says + why,
                 "density": f"{row['density']:.3%}{bar(share)}",
                 "max_activation": f"{row['max_activation']:.3g}",
                 "score": "" if score is None else f"{score:.2f}",
@@ -149,115 +133,3 @@ def active_features(
 
 def _nothing() -> str:
     return '<p class="muted">No feature is active on this text.</p>'
-
-
-def _explanations(feature: Feature) -> str:
-    shown = []
-    for explanation in feature.explanations:
-        score = "" if explanation.score is None else f" · score {explanation.score:.2f}"
-        day = f", {explanation.time[:10]}" if explanation.time else ""
-        author = f" by {explanation.author}{day}" if explanation.method == "label" else ""
-        source = escape(f"{explanation.method}{author}{score}")
-        shown.append(
-            f'<div><p class="says">{explained(explanation.text)}</p><span class="muted small">{source}</span></div>'
-        )
-    empty = '<p class="muted">No explanation yet.</p>'
-    return f'<section class="card stack"><h3>Explanation</h3>{"".join(shown) or empty}</section>'
-
-
-def _facts(feature: Feature) -> str:
-    if feature.is_dead:
-        return ""
-    pairs = {
-        "fires on": frequency(feature.density),
-        "density": f"{feature.density:.3%}",
-        "maximum": f"{feature.max_activation:.3g}",
-        "mean when active": f"{feature.mean_activation:.3g}",
-    }
-    return f'<section class="card">{html.facts(pairs)}</section>'
-
-
-def _histogram(feature: Feature) -> str:
-    if feature.is_dead:
-        return ""
-    chart = figures.histogram_chart(feature.histogram.edges, feature.histogram.counts)
-    return f'<section class="card stack"><h3>How strongly it fires</h3>{figures.svg(chart, 130)}</section>'
-
-
-def _logits(feature: Feature) -> str:
-    def side(title: str, entries: Sequence[tuple[str, int, float]]) -> str:
-        rows = [{"token": chip(token), "logit": f"{logit:+.2f}"} for token, _, logit in entries[:10]]
-        listed = table({"token": "", "logit": ""}, rows, "tight", numbers=("logit",))
-        return f"<div><h3>{title}</h3>{listed}</div>"
-
-    if not feature.top_logits:
-        return ""
-    return (
-        f'<section class="card"><div class="pair">{side("Promotes", list(feature.top_logits))}'
-        f"{side('Suppresses', list(feature.bottom_logits))}</div></section>"
-    )
-
-
-def _tokens(feature: Feature) -> str:
-    rows = [
-        {"token": chip(token), "bar": bar(share), "share": f"{share:.0%}"}
-        for token, share, _ in feature.tokens[:8]
-        if share >= SMALLEST_SHARE
-    ]
-    if not rows:
-        return ""
-    listed = table({"token": "", "bar": "", "share": ""}, rows, "tight", numbers=("share",))
-    return f'<section class="card stack"><h3>Where it fires (share of activation)</h3>{listed}</section>'
-
-
-def _neighbours(feature: Feature, link: Link, explanations: Mapping[int, str]) -> str:
-    if not feature.neighbours:
-        return ""
-    rows = [
-        {
-            "feature": link(number, str(number)),
-            "says": f'<span class="muted">{explained(explanations.get(number, ""))}</span>',
-            "cosine": f"{cosine:.2f}",
-        }
-        for number, cosine in feature.neighbours
-    ]
-    listed = table({"feature": "", "says": "", "cosine": ""}, rows, "tight", numbers=("cosine",))
-    return f'<section class="card stack"><h3>Nearest directions (cosine)</h3>{listed}</section>'
-
-
-def _dead_notice(feature: Feature, n_tokens: int) -> str:
-    return (
-        '<section class="notice"><b>This latent never fired</b> on the '
-        f"{n_tokens:,} tokens of this dictionary's text, so there are no examples, and nothing here says what it "
-        "stands for. What it promotes is computed from its direction alone.</section>"
-    )
-
-
-def _examples(feature: Feature) -> str:
-    strata: dict[int, list[Any]] = {}
-    for example in feature.examples:
-        strata.setdefault(example.stratum, []).append(example)
-    name = f"lines-{feature.id}"
-    sections = []
-    for stratum, examples in sorted(strata.items()):
-        shown = "".join(_example(example, feature.max_activation) for example in examples)
-        sections.append(
-            f'<section class="card"><h3>{_stratum_title(stratum, examples, len(strata))}</h3>{shown}</section>'
-        )
-    switch = f'<label class="switch"><input type="checkbox" id="{name}" data-lines> break lines</label>'
-    return f'<div class="head"><h3>Examples</h3>{switch}</div>{"".join(sections)}'
-
-
-def _stratum_title(stratum: int, examples: Sequence[Any], strata: int) -> str:
-    if stratum == 0:
-        return "Strongest"
-    low = min(example.activation for example in examples)
-    high = max(example.activation for example in examples)
-    where = "weakest" if stratum == strata - 1 else ("strong" if stratum == 1 else "weaker")
-    return f"Sample of {where} activations · {low:.3g} to {high:.3g}"
-
-
-def _example(example: Any, scale: float) -> str:
-    text = highlighted(example.tokens, example.activations, scale, peak=example.center)
-    source = f"<span>{escape(example.document_name)} · token {example.position:,}</span>"
-    return f'<div class="example"><div class="source">{source}<span>{example.activation:.3g}</span></div>{text}</div>'

@@ -97,23 +97,30 @@ def explained(text: str) -> str:
 
 
 def highlighted(
-    tokens: Sequence[str], activations: Sequence[float], scale: float, peak: int | None = None, unit: str = "activation"
+    tokens: Sequence[str],
+    activations: Sequence[float],
+    scale: float,
+    peak: int | None = None,
+    unit: str = "activation",
+    spaces: bool = False,
 ) -> str:
     """Returns running text whose tokens are coloured by activation, the value as each one's tooltip.
 
-    `scale` is the activation of full colour; `peak` is the index of the token to underline.
+    `scale` is the activation of full colour; `peak` is the index of the token to underline; spaces are
+    marked too where `spaces` is true.
     """
     parts: list[str] = []
     for index, (token, activation) in enumerate(zip(tokens, activations, strict=True)):
-        text = visible(token)
+        text = visible(token, spaces)
         if activation == 0 and index != peak:
             parts.append(text)
             continue
         share = min(abs(activation) / scale, 1.0) if scale > 0 else 0.0
         colour = 0.1 + 0.75 * share**0.8 if activation else 0.0
         classes = "t" + (" cold" if activation < 0 else "") + (" peak" if index == peak else "")
-        tip = f"{unit} {activation:.3g} · {share:.0%} of maximum"
-        parts.append(f'<span class="{classes}" style="--a:{colour:.2f}" title="{escape(tip)}">{text}</span>')
+        tip = escape(f"{unit} {activation:.3g} · {share:.0%} of maximum")
+        value = f'style="--a:{colour:.2f}" data-v="{activation:.4g}"'
+        parts.append(f'<span class="{classes}" {value} title="{tip}">{text}</span>')
     return f'<span class="text">{"".join(parts)}</span>'
 
 
