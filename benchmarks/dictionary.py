@@ -37,6 +37,8 @@ from features.corpus import Corpus, write_corpus_tables
 from features.event_tables import FEATURE_ROW_GROUP, write_event_tables, write_table
 from features.events import EventSpill
 from features.labels import write_explanations
+from features.pages import write_pages
+from features.relations import PAGE_TABLES
 from features.schema import TABLES
 from features.store import FORMAT, MANIFEST, describe_files, write_json
 from sae import SAE, SAEConfig
@@ -102,6 +104,9 @@ def make(folder: Path, n_features: int, n_tokens: int) -> dict[str, Any]:
     written = write_event_tables(build, spill, corpus, config, norms, VOCABULARY, lambda n: None)
     write_corpus_tables(build, corpus, lm)
     _write_drawn(build, generator, n_features, config)
+    paged = time.perf_counter()
+    write_pages(build, n_features, PAGE_TABLES)
+    paged = time.perf_counter() - paged
     sae.save(str(build / "sae"), format="saelens")
     spill.remove()
     manifest = {
@@ -136,7 +141,7 @@ def make(folder: Path, n_features: int, n_tokens: int) -> dict[str, Any]:
     table = pa.Table.from_pylist(rows, schema=TABLES["explanations"].arrow_schema())
     write_explanations(with_texts.store, table, "made up")
     with_texts.close()
-    return {"made_s": round(seconds, 1)}
+    return {"made_s": round(seconds, 1), "pages_s": round(paged, 1)}
 
 
 def _write_drawn(build: Path, generator: np.random.Generator, n: int, config: IndexConfig) -> None:

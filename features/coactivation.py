@@ -7,7 +7,8 @@ Enters: the events of all features, range by range, and the corpus. Leaves: the 
    would always stand at the same places of the model's context). Otherwise on all, and the counts are exact.
 2. The sampled events stay in memory twice, ordered by feature and by token: 8 bytes an event at most.
 3. A feature's tokens are walked, and the other features of these tokens counted in an array with one place for each
-   feature, which is cleared again by the list of those met. The k largest overlaps stay: O(d_sae · k), never d_sae².
+   feature, ordered by how many tokens they have. It is looked through by blocks, of which most hold no count that
+   can enter the row any more. The k largest overlaps stay: O(d_sae · k), never d_sae².
 
 With n_a, n_b the tokens of the sample on which a and b are active, n_ab those on which both are, N all of them:
 Jaccard n_ab / (n_a + n_b − n_ab), and pointwise mutual information log₂(N · n_ab / (n_a · n_b)) in bits: how many
@@ -16,19 +17,20 @@ times more often both are active than if they knew nothing of each other, 0 for 
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 
 import numpy as np
 import pyarrow as pa
 
 from features import schema
-from features.event_loops import coactive_features, order_by_token, sampled_slots
 from features.events import EventRange
 from features.examples import uniform
+from features.pair_loops import BLOCK, coactive_features, order_by_token, sampled_ordinals
+from features.scratch import scratch
 
 MOST_PAIRS = 4_000_000_000
 """Pairs to count at most: where more latents are active per token than top-k SAEs have, the sample is made smaller."""
-THREADS = 2
+PARTS = 16
 
 
 def sample_size(n_indexed: int, n_events: int, most_tokens: int) -> int:
@@ -55,39 +57,50 @@ class Coactivations:
         self.size = sample_size(int(is_indexed.sum()), n_events, most_tokens)
         self._slot_of = np.full(is_indexed.size, -1, dtype=np.int32)
         self._slot_of[sample_tokens(is_indexed, self.size, seed)] = np.arange(self.size, dtype=np.int32)
+        self.is_sampled = self._slot_of >= 0
+        """bool [text]: tokens on which pairs are counted."""
         self._parts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def take(self, events: EventRange) -> None:
         """Keeps the events of a range of features at the sample's tokens."""
-        slots = np.empty(events.ordinals.size, dtype=np.int32)
+        ordinals = scratch("sampled", events.ordinals.size + 1, np.int32)
         counts = np.empty(events.counts.size, dtype=np.int64)
-        kept = sampled_slots(events.starts, events.counts, events.ordinals, self._slot_of, slots, counts)
-        self._parts[events.first] = counts, slots[:kept].copy()
+        kept = sampled_ordinals(events.starts, events.counts, events.ordinals, events.facts, ordinals, counts)
+        self._parts[events.first] = counts, self._slot_of[ordinals[:kept]]
 
-    def table(self, k: int) -> pa.Table:
-        """The `k` features with the largest Jaccard to each feature; equal ones by their number."""
+    def table(self, k: int, pool: Executor) -> pa.Table:
+        """The `k` features with the largest Jaccard to each feature; equal ones by their number.
+
+        It is counted in parts by the threads of `pool`, and does not depend on how many these are.
+        """
         parts = [self._parts[first] for first in sorted(self._parts)]
         counts = np.concatenate([part[0] for part in parts] or [np.zeros(self.n_features, dtype=np.int64)])
         slots = np.concatenate([part[1] for part in parts] or [np.zeros(0, dtype=np.int32)])
         self._parts.clear()
-        starts = np.concatenate(([0], np.cumsum(counts)))
+        starts = np.cumsum(counts) - counts
+        by_count = np.argsort(-counts, kind="stable")
+        ranked = counts[by_count]
         token_starts = np.concatenate(([0], np.cumsum(np.bincount(slots, minlength=self.size))))
-        # half the memory to jump about in, where numbers fit
-        token_features = np.empty(slots.size, dtype=np.uint16 if self.n_features <= 1 << 16 else np.int32)
-        order_by_token(starts, slots, token_starts, token_features)
+        # half the memory to jump about in, where numbers fit; what is met most lies together
+        ranks = np.empty(slots.size, dtype=np.uint16 if self.n_features <= 1 << 16 else np.int32)
+        order_by_token(by_count, starts, counts, slots, token_starts, ranks)
         k = min(k, self.n_features - 1)
         others = np.full((self.n_features, k), -1, dtype=np.int32)
         shared = np.zeros((self.n_features, k), dtype=np.int64)
         if k > 0:
-            # a range for each thread, of about as many events
-            edges = np.searchsorted(starts, slots.size * np.arange(THREADS + 1) / THREADS)
-            edges[0], edges[-1] = 0, self.n_features
+            kind = np.uint16 if counts.max() < 1 << 16 else np.int32
 
             def count(first: int, last: int) -> None:
-                coactive_features(first, last, starts, slots, token_starts, token_features, others, shared)
+                together = np.zeros(-(-self.n_features // BLOCK) * BLOCK, dtype=kind)
+                coactive_features(
+                    first, last, by_count, ranked, starts, counts, slots, token_starts, ranks, together, others, shared
+                )
 
-            with ThreadPoolExecutor(THREADS) as pool:
-                list(pool.map(count, edges[:-1].tolist(), edges[1:].tolist()))
+            # parts of about as many events
+            before = np.cumsum(ranked)
+            edges = np.searchsorted(before, slots.size * np.arange(1, PARTS) / PARTS)
+            edges = np.concatenate(([0], edges, [self.n_features]))
+            list(pool.map(count, edges[:-1].tolist(), edges[1:].tolist()))
         feature, rank = np.nonzero(others >= 0)
         other, both = others[feature, rank], shared[feature, rank]
         own, its = counts[feature].astype(np.float64), counts[other].astype(np.float64)

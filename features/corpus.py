@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from features import schema
 from features.event_tables import write_table
-from features.text import TOKEN_ROW_GROUP
+from features.text import TOKEN_ROW_GROUP, write_packed
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ def write_corpus_tables(build: Path, corpus: Corpus, lm: Any) -> None:
             schema=schema.TABLES["documents"].arrow_schema(),
         ),
     )
+    write_packed(build, corpus.tokens, corpus.positions, first)
     size = max(int(lm.vocab_size), int(corpus.tokens.max()) + 1)
     counts = np.bincount(corpus.tokens[corpus.is_indexed], minlength=size)
     write_table(

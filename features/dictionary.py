@@ -7,7 +7,7 @@ Only `active_on` and steering load the model; everything else reads the folder.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,7 +34,7 @@ from features.records import (
     Histogram,
     histogram_of,
 )
-from features.relations import relations_of
+from features.relations import EXAMPLE, PAGE, relations_of
 from features.search import SearchHit
 from features.store import SHOWN_AFTER, SHOWN_BEFORE, Store
 from features.text import Text
@@ -44,18 +44,7 @@ if TYPE_CHECKING:
     from sae import SAE
     from sae.labelled_text import LabelledText
 
-FACTS = (
-    *("density", "mean_activation", "std_activation", "max_activation", "count", "documents", "is_dead"),
-    "decoder_norm",
-)
-EXAMPLE = ("stratum", "rank", "document", "position", "activation")
 EVENT = ("document", "position", "activation")
-PAGE = {
-    "features": FACTS,
-    "histograms": ("low", "high", "count"),
-    "page_tokens": ("token_id", "mass", "count"),
-}
-"""What a page takes from tables that are ordered by feature."""
 CONTEXT_BEFORE = SHOWN_BEFORE
 CONTEXT_AFTER = SHOWN_AFTER
 
@@ -203,25 +192,12 @@ class Dictionary:
         found = read["examples"]
         rows = [dict(zip(EXAMPLE, row, strict=True)) for row in records(found)]
         rows = [row for row in rows if stratum is None or row["stratum"] == stratum]
-        if not rows:
-            return []
-        events = FeatureEvents.of(read["events"])
-        self.text.fetch(found["document"], found["position"], before, after)
-        return [self.example_at(feature, events, before, after, **row) for row in rows]
+        return self.examples_at(feature, FeatureEvents.of(read["events"]), before, after, rows)
 
     def context(self, example: Example, before: int, after: int) -> Example:
         """The same example with another width of text around it."""
-        return self.example_at(
-            example.feature,
-            self._events(example.feature),
-            before,
-            after,
-            stratum=example.stratum,
-            rank=example.rank,
-            document=example.document,
-            position=example.position,
-            activation=example.activation,
-        )
+        row = {name: getattr(example, name) for name in EXAMPLE}
+        return self.examples_at(example.feature, self._events(example.feature), before, after, [row])[0]
 
     def features(
         self,
@@ -334,32 +310,28 @@ class Dictionary:
         )
         return [(row["token"], row["mass"], row["count"]) for row in rows.to_pylist()]
 
-    def example_at(
-        self,
-        feature: int,
-        events: FeatureEvents,
-        before: int,
-        after: int,
-        *,
-        document: int,
-        position: int,
-        activation: float,
-        stratum: int,
-        rank: int,
-    ) -> Example:
-        """An example with its text, given the events of its feature."""
+    def examples_at(
+        self, feature: int, events: FeatureEvents, before: int, after: int, rows: Sequence[Mapping[str, Any]]
+    ) -> list[Example]:
+        """Examples with their text, given the events of their feature; rows have the columns `EXAMPLE`."""
+        if not rows:
+            return []
         if not self.store.keeps_all_events:
             before, after = min(before, SHOWN_BEFORE), min(after, SHOWN_AFTER)
-        window = self.text.window(document, position, before, after)
-        return Example(
-            feature=feature,
-            document=document,
-            document_name=self.text.name(document),
-            position=position,
-            activation=activation,
-            stratum=stratum,
-            rank=rank,
-            tokens=window.tokens,
-            activations=events.at(document, window.positions),
-            center=window.center,
+        documents, positions = (np.array([row[name] for row in rows], dtype=np.int64) for name in EXAMPLE[2:4])
+        windows = self.text.windows(documents, positions, before, after)
+        ends = np.cumsum([len(window.tokens) for window in windows]).tolist()
+        shown = events.at(
+            np.repeat(documents, np.diff(ends, prepend=0)), np.concatenate([window.positions for window in windows])
         )
+        return [
+            Example(
+                feature=feature,
+                document_name=self.text.name(row["document"]),
+                tokens=window.tokens,
+                activations=shown[end - len(window.tokens) : end],
+                center=window.center,
+                **{name: row[name] for name in EXAMPLE},
+            )
+            for row, window, end in zip(rows, windows, ends, strict=True)
+        ]

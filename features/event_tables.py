@@ -23,8 +23,9 @@ from features import schema
 from features.coactivation import Coactivations
 from features.event_loops import HISTOGRAM_SHIFT, mark_shown, statistics, strongest_tokens
 from features.events import EventRange, EventSpill
-from features.examples import choose_examples
+from features.examples import ExampleRows, choose_examples
 from features.store import SHOWN_AFTER, SHOWN_BEFORE
+from features.token_facts import pack_facts
 from features.token_places import TokenPlaces
 
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
 BINS_PER_OCTAVE = 4
 N_BINS = 40 * BINS_PER_OCTAVE  # from 2⁻²⁰ to 2²⁰
 _FIRST_BIN = (127 - 20) << (23 - HISTOGRAM_SHIFT)
-EVENT_ROW_GROUP = 65_536
-RANGE_EVENTS = 6 * EVENT_ROW_GROUP
-"""Events of a range; few enough that what is made of them stays in the caches."""
+EVENT_ROW_GROUP = 32_768
+RANGE_EVENTS = 24 * EVENT_ROW_GROUP
+"""Events of a range; so many that the facts of a token, once read, serve several of them."""
 FEATURE_ROW_GROUP = 8_192
 """Rows read at a time for one feature's page: small, since the page needs a handful."""
 PAGE_TOKENS = 20
@@ -92,13 +93,13 @@ def write_event_tables(
     table events holds only what is shown around examples.
     """
     vocab = max(vocab, int(corpus.tokens.max()) + 1)
-    # what is looked up for every event lies in one line of memory
-    facts = np.stack([corpus.documents, corpus.positions, corpus.tokens, _windows(corpus, config)], axis=1)
-    n_documents = int(corpus.documents.max()) + 1
     counted = ("features", "examples", "histograms", "feature_tokens", "position_profiles", "boundaries")
     parts: dict[str, list[pa.Table]] = {name: [] for name in counted}
     places = TokenPlaces(corpus)
     together = Coactivations(corpus.is_indexed, len(norms), spill.n_events, config.coactivation_tokens, config.seed)
+    windows, n_documents = _windows(corpus, config), int(corpus.documents.max()) + 1
+    facts = pack_facts(windows, corpus.tokens, places.codes, together.is_sampled)
+    window_documents = corpus.documents[np.flatnonzero(np.diff(windows, prepend=-1))]
     kept_counts: list[np.ndarray] = []
     event_schema = schema.TABLES["events"].arrow_schema()
     writer = pq.ParquetWriter(
@@ -118,14 +119,10 @@ def write_event_tables(
     def tabulate(read: Callable[[], EventRange]) -> tuple[dict[str, pa.Table], np.ndarray]:
         events = read()
         together.take(events)
-        documents, positions, tokens, windows = (np.empty(events.features.size, dtype=np.int32) for _ in range(4))
-        features, histograms = _feature_rows(
-            events, facts, (documents, positions, tokens, windows), corpus.n_indexed, norms, config.histogram_bins
-        )
+        features, histograms = _feature_rows(events, window_documents, corpus.n_indexed, norms, config.histogram_bins)
         chosen = choose_examples(
             events,
-            documents,
-            windows,
+            corpus.documents,
             n_documents=n_documents,
             top=config.examples,
             per_document=config.per_document,
@@ -133,31 +130,30 @@ def write_event_tables(
             stratum_examples=config.stratum_examples,
             seed=config.seed,
         )
-        at = chosen.events
-        columns, kept = [events.features, documents, positions, events.activations], events.counts
+        numbers = np.arange(events.first, events.last, dtype=np.int32)
+        ordinals, activations, kept = events.ordinals, events.activations.copy(), events.counts
         if not keeps_all:
-            shown = np.zeros(events.features.size, dtype=np.bool_)
-            mark_shown(
-                events.starts, events.counts, documents, positions, chosen.counts, at, SHOWN_BEFORE, SHOWN_AFTER, shown
-            )
-            columns = [column[shown] for column in columns]
-            kept = np.bincount(columns[0] - events.first, minlength=kept.size)
+            shown = _shown(events, chosen, corpus)
+            kept = np.diff(np.searchsorted(shown, np.append(events.starts, ordinals.size)))
+            ordinals, activations = ordinals[shown], activations[shown]
+        columns = [np.repeat(numbers, kept), corpus.documents[ordinals], corpus.positions[ordinals], activations]
+        at = events.ordinals[chosen.events]
         tables = {
             "events": pa.table(columns, schema=event_schema),
             "features": features,
             "histograms": histograms,
             "examples": pa.table(
                 [
-                    events.features[at],
+                    np.repeat(numbers, chosen.counts),
                     chosen.strata,
                     chosen.ranks,
-                    documents[at],
-                    positions[at],
-                    events.activations[at],
+                    corpus.documents[at],
+                    corpus.positions[at],
+                    events.activations[chosen.events],
                 ],
                 schema=schema.TABLES["examples"].arrow_schema(),
             ),
-            "feature_tokens": _token_rows(events, tokens, vocab, config.feature_tokens),
+            "feature_tokens": _token_rows(events, vocab, config.feature_tokens),
             **places.tables(events),
         }
         return tables, kept
@@ -172,7 +168,7 @@ def write_event_tables(
     # loops and sorts let go of the interpreter: ranges are tabulated side by side, written in order
     with writer, ThreadPoolExecutor(TABLE_THREADS) as pool:
         waiting: deque[Future[tuple[dict[str, pa.Table], np.ndarray]]] = deque()
-        for read in spill.ranges(RANGE_EVENTS):
+        for read in spill.ranges(facts, RANGE_EVENTS):
             waiting.append(pool.submit(tabulate, read))
             while len(waiting) > TABLE_THREADS:
                 keep(*waiting.popleft().result())
@@ -183,14 +179,36 @@ def write_event_tables(
     first_event = pa.array(np.cumsum(kept) - kept, pa.int64())
     features = tables["features"]
     tables["features"] = features.set_column(features.schema.get_field_index("first_event"), "first_event", first_event)
-    tables["coactivations"] = together.table(config.coactivations)
     by_feature = tables.pop("feature_tokens")
     tables["page_tokens"] = _first_of_each(by_feature, PAGE_TOKENS)
     with ThreadPoolExecutor(TABLE_THREADS) as pool:
-        list(pool.map(partial(write_table, build, row_group=FEATURE_ROW_GROUP), tables, tables.values()))
-    write_table(build, "feature_tokens", _by_token(by_feature))
+        # the longest first, and the many small parts of the last fill what is left of either thread's time
+        written = [pool.submit(lambda: write_table(build, "feature_tokens", _by_token(by_feature)))]
+        write = partial(write_table, build, row_group=FEATURE_ROW_GROUP)
+        written += [pool.submit(write, name, table) for name, table in tables.items()]
+        write("coactivations", together.table(config.coactivations, pool))
+        for each in written:
+            each.result()
     counts = features["count"].to_numpy()
     return EventFacts(int((counts > 0).sum()), int(counts.sum()), int(kept.sum()))
+
+
+def _shown(events: EventRange, chosen: ExampleRows, corpus: Corpus) -> np.ndarray:
+    """int64 [n]: numbers of the events that are shown around the examples."""
+    mark = np.zeros(events.ordinals.size, dtype=np.bool_)
+    mark_shown(
+        events.starts,
+        events.counts,
+        events.ordinals,
+        corpus.documents,
+        corpus.positions,
+        chosen.counts,
+        chosen.events,
+        SHOWN_BEFORE,
+        SHOWN_AFTER,
+        mark,
+    )
+    return np.flatnonzero(mark)
 
 
 def _windows(corpus: Corpus, config: IndexConfig) -> np.ndarray:
@@ -215,28 +233,26 @@ def _by_token(table: pa.Table) -> pa.Table:
 
 def _feature_rows(
     events: EventRange,
-    facts: np.ndarray,
-    places: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    window_documents: np.ndarray,
     n_indexed: int,
     norms: np.ndarray,
     max_bins: int,
 ) -> tuple[pa.Table, pa.Table]:
-    """Rows of features and histograms; fills `places` with document, position, token and window of each event."""
+    """Rows of features and histograms."""
     n = events.last - events.first
     mean, deviation, largest = (np.empty(n, dtype=np.float32) for _ in range(3))
     document_counts, histogram = np.empty(n, dtype=np.int32), np.zeros((n, N_BINS), dtype=np.int64)
     statistics(
         events.starts,
         events.counts,
-        events.ordinals,
         events.activations,
         events.activations.view(np.int32),
-        facts,
+        events.facts,
         _FIRST_BIN,
-        *places,
+        window_documents,
         mean,
         deviation,
-        largest,
+        largest.view(np.int32),
         document_counts,
         histogram,
     )
@@ -294,11 +310,11 @@ def _histogram_rows(counts: np.ndarray, first: int, max_bins: int) -> pa.Table:
     )
 
 
-def _token_rows(events: EventRange, tokens: np.ndarray, vocab: int, limit: int) -> pa.Table:
+def _token_rows(events: EventRange, vocab: int, limit: int) -> pa.Table:
     most = int(np.minimum(events.counts, min(limit, vocab)).sum())
     found, times, shares = np.empty(most, np.int32), np.empty(most, np.int64), np.empty(most, np.float32)
     rows = strongest_tokens(
-        events.starts, events.counts, events.activations, tokens, vocab, limit, found, times, shares
+        events.starts, events.counts, events.activations, events.facts, vocab, limit, found, times, shares
     )
     n = int(rows.sum())
     features = np.repeat(np.arange(events.first, events.last, dtype=np.int32), rows)

@@ -4,8 +4,8 @@ Enters: batches of (feature, token number, activation) in the order of the text.
 (feature, token number), in ranges of features that fit in memory.
 
 1. Events gather in memory; at `chunk_events` they are sorted by feature, keeping their order, and written as one
-   chunk: counts per feature, token numbers, activations, eight bytes an event. A chunk becomes visible only when
-   complete, under the numbers of the batches that it holds: several processes fill one folder.
+   chunk: counts per feature, then token number and activation of each event, eight bytes. A chunk becomes visible only
+   when complete, under the numbers of the batches that it holds: several processes fill one folder.
 2. A range of features is read from all chunks and merged without comparing anything: chunks follow the text, so the
    place of each event is the feature's start plus what earlier chunks hold of the feature (a counting sort).
 """
@@ -26,7 +26,10 @@ from typing import NamedTuple
 import numpy as np
 
 from features.event_loops import gather_by_feature, merge_chunk, take_codes
+from features.scratch import scratch
 
+EVENTS = "events"
+"""File of a chunk: uint64, the number of the token above the bits of the activation."""
 WRITERS = 2
 """Chunks that are sorted and written side by side, while the next one fills."""
 
@@ -39,17 +42,22 @@ class EventRange:
     last: int
     counts: np.ndarray
     """int64 [last − first]: events of each feature."""
-    features: np.ndarray
-    """int32 [n]: the feature of each event."""
     ordinals: np.ndarray
     """int32 [n]: number of the token in the text."""
     activations: np.ndarray
     """float32 [n]."""
+    facts: np.ndarray
+    """uint64 [n]: those of the token (`features.token_facts`)."""
 
     @property
     def starts(self) -> np.ndarray:
         """int64 [last − first]: each feature's first event."""
         return np.cumsum(self.counts) - self.counts
+
+    @property
+    def features(self) -> np.ndarray:
+        """int32 [n]: the feature of each event."""
+        return np.repeat(np.arange(self.first, self.last, dtype=np.int32), self.counts)
 
 
 class _Chunk(NamedTuple):
@@ -68,7 +76,7 @@ class EventSpill:
     `missing` says which batches they leave.
     """
 
-    def __init__(self, folder: Path, n_features: int, chunk_events: int = 4_000_000) -> None:
+    def __init__(self, folder: Path, n_features: int, chunk_events: int = 2_000_000) -> None:
         self.folder = folder
         self.n_features = n_features
         self.chunk_events = chunk_events
@@ -82,10 +90,11 @@ class EventSpill:
 
     @staticmethod
     def prepare(folder: Path) -> None:
-        """Makes the folder, and removes what a killed run left unfinished in it."""
+        """Makes the folder, and removes what a killed run left unfinished in it, or an earlier version otherwise."""
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob("*.partial"):
-            shutil.rmtree(leftover)
+        for chunk in folder.glob("chunk-*"):
+            if chunk.suffix == ".partial" or not (chunk / EVENTS).is_file():
+                shutil.rmtree(chunk)
 
     def read_again(self) -> None:
         """Takes up all chunks that stand in the folder by now, also those of other processes."""
@@ -113,12 +122,11 @@ class EventSpill:
         before = self._pending
         self._pending = take_codes(
             np.ascontiguousarray(indices),
-            np.ascontiguousarray(values, dtype=np.float32),
+            np.ascontiguousarray(values, dtype=np.float32).view(np.int32),
             np.ascontiguousarray(ordinals, dtype=np.int32),
             before,
             self._filling.features,
-            self._filling.ordinals,
-            self._filling.activations,
+            self._filling.events,
             self._filling.counts,
         )
         self.n_events += self._pending - before
@@ -149,10 +157,13 @@ class EventSpill:
         self._spare = []
         self._filling = _Buffer(0, self.n_features)
 
-    def ranges(self, max_events: int = 4_000_000, max_features: int = 1024) -> Iterator[Callable[[], EventRange]]:
+    def ranges(
+        self, facts: np.ndarray, max_events: int = 4_000_000, max_features: int = 1024
+    ) -> Iterator[Callable[[], EventRange]]:
         """Yields all features in ranges of at most `max_events` events, or one feature where that alone has more.
 
-        Each is given as a call that reads it, which may run in any thread.
+        Each is given as a call that reads it, which may run in any thread; what it returns stays as it is until that
+        thread reads another. `facts` [text] are those of all tokens.
         """
         self.close()
         counts = [np.memmap(chunk.path / "counts", dtype=np.int32, mode="r") for chunk in self._chunks]
@@ -162,25 +173,31 @@ class EventSpill:
         starts = [0] * len(counts)
         for first, last in split_features(total, max_events, max_features):
             parts = [np.array(count[first:last]) for count in counts]
-            yield partial(self._read, first, last, total[first:last], parts, list(starts))
+            yield partial(self._read, first, last, total[first:last], parts, list(starts), facts)
             starts = [start + int(part.sum()) for start, part in zip(starts, parts, strict=True)]
 
     def _read(
-        self, first: int, last: int, counts: np.ndarray, parts: Sequence[np.ndarray], starts: Sequence[int]
+        self,
+        first: int,
+        last: int,
+        counts: np.ndarray,
+        parts: Sequence[np.ndarray],
+        starts: Sequence[int],
+        facts: np.ndarray,
     ) -> EventRange:
         """Merges the events of a range from all chunks, in which they begin at `starts`."""
         size = int(counts.sum())
-        ordinals, activations = np.empty(size, dtype=np.int32), np.empty(size, dtype=np.float32)
+        ordinals = scratch("ordinals", size, np.int32)
+        bits, found = scratch("bits", size, np.uint32), scratch("facts", size, np.uint64)
         place = np.cumsum(counts) - counts
         for chunk, part, start in zip(self._chunks, parts, starts, strict=True):
-            n = int(part.sum())
-            chunk_ordinals, chunk_activations = (
-                np.fromfile(chunk.path / name, dtype=kind, count=n, offset=4 * start)
-                for name, kind in (("ordinals", np.int32), ("activations", np.float32))
-            )
-            merge_chunk(part, place, chunk_ordinals, chunk_activations, ordinals, activations)
-        features = np.repeat(np.arange(first, last, dtype=np.int32), counts)
-        return EventRange(first, last, counts, features, ordinals, activations)
+            events = scratch("events", int(part.sum()), np.uint64)
+            with open(chunk.path / EVENTS, "rb", 0) as file:
+                file.seek(events.itemsize * start)
+                if file.readinto(events.data) != events.nbytes:
+                    raise OSError(f"{chunk.path / EVENTS} was cut short, expected all its events: index again")
+            merge_chunk(part, place, events, facts, ordinals, bits, found)
+        return EventRange(first, last, counts, ordinals, bits.view(np.float32), found)
 
     def remove(self) -> None:
         """Deletes the chunks."""
@@ -191,8 +208,7 @@ class _Buffer:
     """Events in the order of the text, as they come, and how many each feature has."""
 
     def __init__(self, size: int, n_features: int) -> None:
-        self.features, self.ordinals = np.empty(size, dtype=np.int32), np.empty(size, dtype=np.int32)
-        self.activations = np.empty(size, dtype=np.float32)
+        self.features, self.events = np.empty(size, dtype=np.int32), np.empty(size, dtype=np.uint64)
         self.counts = np.zeros(n_features, dtype=np.int64)
 
     def make_room(self, held: int, more: int, chunk_events: int) -> None:
@@ -201,7 +217,7 @@ class _Buffer:
         if needed <= self.features.size:
             return
         size = max(needed, min(2 * needed, chunk_events + more))
-        for name in ("features", "ordinals", "activations"):
+        for name in ("features", "events"):
             before = getattr(self, name)
             larger = np.empty(size, dtype=before.dtype)
             larger[:held] = before[:held]
@@ -211,17 +227,12 @@ class _Buffer:
 def _write_chunk(chunk: _Chunk, buffer: _Buffer) -> _Buffer:
     """Sorts a buffer's events by feature and writes them, whole or not at all; returns the buffer for the next."""
     n, counts = chunk.events, buffer.counts
-    by_feature, values_by_feature = np.empty(n, dtype=np.int32), np.empty(n, dtype=np.float32)
-    gather_by_feature(
-        buffer.features[:n], buffer.ordinals[:n], buffer.activations[:n], counts, by_feature, values_by_feature
-    )
+    events = buffer.events[:n]
+    between = scratch("rest_between", n, np.uint16), scratch("events_between", n, np.uint64)
+    gather_by_feature(buffer.features[:n], events, counts, *between)
     unfinished = chunk.path.with_suffix(".partial")
     unfinished.mkdir()
-    for name, column in (
-        ("counts", counts.astype(np.int32)),
-        ("ordinals", by_feature),
-        ("activations", values_by_feature),
-    ):
+    for name, column in (("counts", counts.astype(np.int32)), (EVENTS, events)):
         # numpy's own writers do not say that a disk is full
         with open(unfinished / name, "wb") as file:
             file.write(column.data)

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.event_loops import choose_peaks, window_peaks
+from features.event_loops import choose_windows
 from features.events import EventRange
+from features.scratch import scratch
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,6 @@ def order_by_activation(features: np.ndarray, activations: np.ndarray) -> np.nda
 def choose_examples(
     events: EventRange,
     documents: np.ndarray,
-    windows: np.ndarray,
     *,
     n_documents: int,
     top: int,
@@ -73,30 +73,27 @@ def choose_examples(
     stratum_examples: int,
     seed: int,
 ) -> ExampleRows:
-    """Chooses the examples of a range of features; `documents` and `windows` are those of each event."""
-    n, size = events.last - events.first, events.features.size
-    peaks, keys, peak_counts = np.empty(size, np.int64), np.empty(size, np.uint64), np.empty(n, np.int64)
-    index_bits = max(size.bit_length(), 1)
-    assert index_bits + 31 + (n - 1).bit_length() <= 64, "a range is one feature or some million events"
-    bits = events.activations.view(np.int32)
-    found = window_peaks(events.starts, events.counts, windows, bits, index_bits, peaks, keys, peak_counts)
-    ordered = keys[:found]
-    ordered.sort()
-    order = (ordered & np.uint64((1 << index_bits) - 1)).view(np.int64)
+    """Chooses the examples of a range of features; `documents` [text] are those of all tokens."""
+    n = events.last - events.first
     draws = uniform(seed, np.arange(events.first, events.last), strata)
-    most = int(np.minimum(peak_counts, top + strata * stratum_examples).sum())
+    most = int(np.minimum(events.counts, top + strata * stratum_examples).sum())
     chosen, in_strata, ranks = np.empty(most, np.int64), np.empty(most, np.int8), np.empty(most, np.int32)
     counts = np.empty(n, np.int64)
-    stop = choose_peaks(
-        order,
-        peak_counts,
-        peaks,
+    largest = int(events.counts.max(initial=0))
+    stop = choose_windows(
+        events.starts,
+        events.counts,
+        events.facts,
+        events.activations.view(np.int32),
+        events.ordinals,
         documents,
         n_documents,
         top,
         per_document,
         draws,
         stratum_examples,
+        scratch("keys", largest, np.uint64),
+        scratch("ordered", largest, np.uint64),
         chosen,
         in_strata,
         ranks,

@@ -1,9 +1,11 @@
 """The rows of one feature, from tables that are ordered by feature, without a query.
 
-Enters: a build folder. Leaves: Arrow tables of a few rows.
+Enters: a build folder. Leaves: arrays of a few rows.
 
-A page of a feature asks eight tables for a handful of rows each. A query over a table of many row groups looks at all
-of them; here the groups that hold the feature are found by bisection over their statistics, and only these are read.
+A page of a feature asks a dozen tables for a handful of rows each: they lie together in the file `pages`
+(`features.pages`). What is not in it, or all of them where an earlier version built the dictionary, comes from the
+tables. A query over a table of many row groups looks at all of them; here the groups that hold the feature are found by
+bisection over their statistics, and only these are read.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from features.columns import as_array
+from features.pages import NAME, Pages
 
 READERS = 2
 ANYWHERE = 1 << 40
@@ -28,6 +31,7 @@ class FeatureRows:
 
     def __init__(self, build: Path) -> None:
         self._build = build
+        self._pages = Pages(build / NAME) if (build / NAME).is_file() else None
         self._lock = threading.Lock()
         self._files: dict[str, _File] = {}
         self._pool = ThreadPoolExecutor(READERS, "feature-rows")
@@ -44,12 +48,18 @@ class FeatureRows:
         Raises:
             FileNotFoundError: the build has no such table.
         """
-        read = self._pool.map(lambda table: self._open(table).rows(feature, wanted[table]), wanted)
-        return dict(zip(wanted, read, strict=True))
+        pages = self._pages
+        together = {} if pages is None else {name: of for name, of in wanted.items() if pages.has(name, of)}
+        alone = [name for name in wanted if name not in together]
+        read = self._pool.map(lambda table: self._open(table).rows(feature, wanted[table]), alone)
+        found = pages.rows(feature, together) if pages is not None and together else {}
+        return found | dict(zip(alone, read, strict=True))
 
     def close(self) -> None:
         """Lets go of the files."""
         self._pool.shutdown()
+        if self._pages is not None:
+            self._pages.close()
         with self._lock:
             for file in self._files.values():
                 file.file.close()
@@ -112,11 +122,11 @@ class FeatureEvents(NamedTuple):
         """Takes columns document, position and activation."""
         return cls(rows["document"].astype(np.int64) << 32 | rows["position"], rows["activation"])
 
-    def at(self, document: int, positions: np.ndarray) -> list[float]:
-        """Activations at positions of a document, 0 where the feature is silent."""
+    def at(self, documents: np.ndarray, positions: np.ndarray) -> list[float]:
+        """Activations at positions of documents, 0 where the feature is silent."""
         if self.keys.size == 0:
             return [0.0] * positions.size
-        wanted = positions.astype(np.int64) | document << 32
+        wanted = positions.astype(np.int64) | documents.astype(np.int64) << 32
         place = np.minimum(np.searchsorted(self.keys, wanted), self.keys.size - 1)
         return np.where(self.keys[place] == wanted, self.activations[place], 0.0).astype(float).tolist()
 

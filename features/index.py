@@ -43,6 +43,8 @@ from features import coactivation, geometry, logit_effects, wiring
 from features.corpus import Corpus, arrange_corpus, write_corpus_tables
 from features.event_tables import FEATURE_ROW_GROUP, write_event_tables, write_table
 from features.events import EventSpill
+from features.pages import write_pages
+from features.relations import PAGE_TABLES
 from features.store import (
     FORMAT,
     MANIFEST,
@@ -420,6 +422,7 @@ class _Build:
         write_table(self.path, "encoder_neighbours", read_alike, FEATURE_ROW_GROUP)
         for table, rows in logit_effects.tables(sae, lm, corpus, config).items():
             write_table(self.path, table, rows, FEATURE_ROW_GROUP)
+        write_pages(self.path, len(norms), PAGE_TABLES)
         sae.save(str(self.path / "sae"), format="saelens")
         return {
             "n_features": int(sae.W_dec.shape[0]),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from features.event_loops import count_pairs, count_together
+from features.pair_loops import count_pairs, count_together
 from features.shared_text import SharedEvents
 
 LEAST_TOGETHER = 5

@@ -26,6 +26,17 @@ TABLES = {
     "boundaries": ("place", "count", "share", "base_share"),
 }
 """Their columns in the order of the records' fields; rows stand in the order that the page shows."""
+PAGE = {
+    "features": (
+        *("density", "mean_activation", "std_activation", "max_activation", "count", "documents", "is_dead"),
+        "decoder_norm",
+    ),
+    "histograms": ("low", "high", "count"),
+    "page_tokens": ("token_id", "mass", "count"),
+}
+EXAMPLE = ("stratum", "rank", "document", "position", "activation")
+PAGE_TABLES = {**PAGE, "examples": EXAMPLE, **TABLES}
+"""All that a page takes from tables that are ordered by feature (`features.pages`)."""
 
 Relations = dict[str, list[Any]]
 

@@ -139,9 +139,9 @@ class SharedEvents:
         """The same events by token: (starts [n_tokens + 1], features, values)."""
         features = np.repeat(np.arange(self.n_features, dtype=np.int64), self.counts)
         counts = np.bincount(self.tokens, minlength=self.n_tokens)
-        sorted_features, values = np.empty_like(features), np.empty_like(self.values)
-        gather_by_feature(self.tokens, features, self.values, counts, sorted_features, values)
-        return np.concatenate(([0], np.cumsum(counts))), sorted_features, values
+        order = np.arange(features.size)
+        gather_by_feature(self.tokens, order, counts, np.empty(order.size, np.uint16), np.empty_like(order))
+        return np.concatenate(([0], np.cumsum(counts))), features[order], self.values[order]
 
 
 def shared_events(dictionary: Dictionary, ordinals: np.ndarray) -> SharedEvents:

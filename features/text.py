@@ -5,8 +5,10 @@ Enters: a store. Leaves: windows of tokens around a place, and whole columns.
 
 from __future__ import annotations
 
+import mmap
 import threading
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +21,36 @@ TOKEN_ROW_GROUP = 16_384
 """Tokens that are read at a time for one window; earlier builds have groups of another size."""
 JOINED_TOKENS = 20_000_000
 """Tokens that searches for phrases and patterns read; more would not fit beside everything else."""
+
+
+PACKED = "text.bin"
+"""The text once more, as numbers that can be read from any place on: ids (uint16, or int32 where they are larger),
+then the first position of each document (int32)."""
+
+
+def write_packed(build: Path, ids: np.ndarray, positions: np.ndarray, first_token: np.ndarray) -> None:
+    """Writes the ids of all tokens, and the position of each document's first token."""
+    with open(build / PACKED, "wb") as file:
+        file.write(ids.astype("<u2" if int(ids.max(initial=0)) < 1 << 16 else "<i4").data)
+        file.write(positions[first_token].astype("<i4").data)
+
+
+class PackedText:
+    """The file `PACKED` of a build, mapped into memory."""
+
+    def __init__(self, path: Path, n_tokens: int, n_documents: int) -> None:
+        with open(path, "rb") as file:
+            self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._width = (len(self._mapped) - 4 * n_documents) // n_tokens
+        self.ids = np.frombuffer(self._mapped, "<u2" if self._width == 2 else "<i4", n_tokens)
+        self.first_positions = np.frombuffer(self._mapped, "<i4", n_documents, self._width * n_tokens)
+
+    def ask(self, first: np.ndarray, last: np.ndarray) -> None:
+        """Has the system read these tokens all at once, instead of one place after another when they are needed."""
+        if not hasattr(self._mapped, "madvise"):
+            return
+        for page in np.unique(np.concatenate([first, last]) * self._width // mmap.PAGESIZE).tolist():
+            self._mapped.madvise(mmap.MADV_WILLNEED, page * mmap.PAGESIZE, mmap.PAGESIZE)
 
 
 class Window(NamedTuple):
@@ -125,6 +157,8 @@ class Text:
     def column(self, name: str, first: int = 0, last: int | None = None) -> np.ndarray:
         """A column of the table token_ids for the tokens numbered first ≤ n < last."""
         last = self.n_tokens if last is None else last
+        if name == "token_id" and self._packed is not None:
+            return self._packed.ids[first:last]
         size = self._group_tokens
         groups = range(first // size, max(first, last - 1) // size + 1)
         parts = [self._group(name, group) for group in groups]
@@ -133,6 +167,8 @@ class Text:
 
     @cached_property
     def _first_positions(self) -> np.ndarray:
+        if self._packed is not None:
+            return self._packed.first_positions
         groups = self.documents.first_token // self._group_tokens
         found = np.empty(groups.size, dtype=np.int64)
         for group in np.unique(groups).tolist():
@@ -143,7 +179,7 @@ class Text:
 
     def _first_position(self, row: int) -> int:
         """The position of a document's first token; one window needs no other document's."""
-        if "_first_positions" in self.__dict__:
+        if "_first_positions" in self.__dict__ or self._packed is not None:
             return int(self._first_positions[row])
         group, place = divmod(int(self.documents.first_token[row]), self._group_tokens)
         return int(self._group("position", group)[place])
@@ -157,8 +193,27 @@ class Text:
         """Tokens in a row group; all but the last have as many."""
         return self._file.metadata.row_group(0).num_rows
 
-    def fetch(self, documents: np.ndarray, positions: np.ndarray, before: int, after: int) -> None:
+    def windows(self, documents: np.ndarray, positions: np.ndarray, before: int, after: int) -> list[Window]:
+        """The tokens around many places, each cut at its document's ends."""
+        self._fetch(documents, positions, before, after)
+        rows = np.searchsorted(self.documents.ids, documents)
+        start = self.documents.first_token[rows]
+        center = start + positions - np.array([self._first_position(row) for row in rows.tolist()], dtype=np.int64)
+        first = np.maximum(start, center - max(before, 0))
+        last = np.minimum(start + self.documents.n_tokens[rows], center + max(after, 0) + 1)
+        vocabulary, found = self.vocabulary, []
+        for at, low, high, position in zip(
+            center.tolist(), first.tolist(), last.tolist(), positions.tolist(), strict=True
+        ):
+            tokens = [vocabulary[i] for i in self.column("token_id", low, high).tolist()]
+            found.append(Window(tokens, np.arange(low - at + position, high - at + position), at - low))
+        return found
+
+    def _fetch(self, documents: np.ndarray, positions: np.ndarray, before: int, after: int) -> None:
         """Reads at once what windows around these places need, instead of one after another."""
+        if self._packed is not None:
+            self._packed.ask(*self._edges(documents, positions, before, after))
+            return
         rows = np.searchsorted(self.documents.ids, documents)
         start = self.documents.first_token[rows]
         self._read("position", start // self._group_tokens)
@@ -166,6 +221,18 @@ class Text:
         first = np.maximum(center - before, 0) // self._group_tokens
         last = np.minimum(center + after, self.n_tokens - 1) // self._group_tokens
         self._read("token_id", np.concatenate([first, last]))
+
+    def _edges(
+        self, documents: np.ndarray, positions: np.ndarray, before: int, after: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the first and the last token of windows, which documents may cut."""
+        center = self.ordinals(documents, positions)
+        return np.maximum(center - before, 0), np.minimum(center + after, self.n_tokens - 1)
+
+    @cached_property
+    def _packed(self) -> PackedText | None:
+        path = self._store.build / PACKED
+        return PackedText(path, self.n_tokens, self.documents.ids.size) if path.is_file() else None
 
     def _read(self, name: str, groups: np.ndarray) -> None:
         with self._lock:

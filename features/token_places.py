@@ -40,7 +40,7 @@ class TokenPlaces:
         columns = corpus.context_positions.astype(np.int64)
         rows = np.concatenate(([0], np.cumsum(columns[1:] != columns[:-1] + 1)))
         self.codes = bins.astype(np.uint16)
-        """uint16 [n]: the bin, and above it a bit for each of `BOUNDARIES`."""
+        """uint16 [n]: the bin, and above it a bit for each of `BOUNDARIES`; the place in `features.token_facts`."""
         for place, (first, last) in enumerate((_ends(corpus.documents[indexed]), _ends(rows[indexed]))):
             flags = first.astype(np.uint16) << (_BIN_BITS + 2 * place)
             flags |= last.astype(np.uint16) << (_BIN_BITS + 2 * place + 1)
@@ -61,9 +61,8 @@ class TokenPlaces:
         count_places(
             events.starts,
             events.counts,
-            events.ordinals,
             events.activations,
-            self.codes,
+            events.facts,
             _BIN_BITS,
             counts,
             mass,
@@ -90,7 +89,7 @@ class TokenPlaces:
         boundaries = pa.table(
             [
                 np.repeat(live + events.first, len(BOUNDARIES)).astype(np.int32),
-                pa.array(np.tile(np.array(BOUNDARIES), live.size), pa.string()),
+                pa.array(BOUNDARIES).take(np.tile(np.arange(len(BOUNDARIES)), live.size)),
                 at_ends.reshape(-1),
                 (at_ends / events.counts[live, None]).reshape(-1),
                 np.tile(self.boundary_tokens / self.n_indexed, live.size),

@@ -34,10 +34,12 @@ from features.event_tables import FEATURE_ROW_GROUP, write_event_tables, write_t
 from features.events import EventSpill, read_events, split_features
 from features.index import IndexConfig
 from features.labels import now
+from features.pages import write_pages
+from features.relations import PAGE_TABLES
 from features.sharing.imports import add_rows
 from features.sharing.reading import identity
 from features.store import FORMAT, MANIFEST, describe_files, write_json
-from features.text import TOKEN_ROW_GROUP
+from features.text import TOKEN_ROW_GROUP, write_packed
 
 SPILLED_EVENTS = 2_000_000
 
@@ -191,6 +193,7 @@ def _write(build: Path, parts: Sequence[Dictionary], corpus: Corpus) -> dict[str
     write_table(
         build, "documents", pa.table([documents, names, counts.astype(np.int32), starts], schema=_of("documents"))
     )
+    write_packed(build, corpus.tokens, corpus.positions, starts)
     times = np.bincount(corpus.tokens[corpus.is_indexed], minlength=len(vocabulary))
     numbers = np.arange(len(vocabulary), dtype=np.int32)
     write_table(build, "vocabulary", pa.table([numbers, vocabulary, times], schema=_of("vocabulary")))
@@ -198,6 +201,7 @@ def _write(build: Path, parts: Sequence[Dictionary], corpus: Corpus) -> dict[str
     for name in ("neighbours", "encoder_neighbours", "logit_ids"):
         if (path := first.store.build / f"{name}.parquet").is_file():
             write_table(build, name, pq.ParquetFile(path).read(), FEATURE_ROW_GROUP)
+    write_pages(build, first.n_features, PAGE_TABLES)
     shutil.copytree(first.store.build / "sae", build / "sae")
     return {
         "n_live": found.live,

@@ -128,9 +128,7 @@ def _read_run(
             is_dead=row["is_dead"],
             decoder_norm=row["decoder_norm"],
             histogram=histogram_of(bins[feature]),
-            examples=[
-                dictionary.example_at(events=own, before=before, after=after, **row) for row in examples[feature]
-            ],
+            examples=dictionary.examples_at(feature, own, before, after, examples[feature]),
             **relations[feature],
             explanations=said,
             tokens=[(r["token"], r["mass"], r["n"]) for r in tokens[feature]],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from features import Dictionary, coactivation
@@ -12,8 +14,8 @@ from features.coactivation import Coactivations, sample_size, sample_tokens
 from features.events import EventRange
 
 
-def ranges(active: np.ndarray, sizes: tuple[int, ...]) -> list[EventRange]:
-    """The events of a boolean matrix [features, tokens] in ranges of so many features."""
+def ranges(counter: Coactivations, active: np.ndarray, sizes: tuple[int, ...]) -> list[EventRange]:
+    """The events of a boolean matrix [features, tokens] in ranges of so many features, for a counter of pairs."""
     found, first = [], 0
     for size in sizes:
         features, ordinals = np.nonzero(active[first : first + size])
@@ -22,14 +24,19 @@ def ranges(active: np.ndarray, sizes: tuple[int, ...]) -> list[EventRange]:
                 first,
                 first + size,
                 active[first : first + size].sum(1),
-                (features + first).astype(np.int32),
-                ordinals.astype(np.int64),
+                ordinals.astype(np.int32),
                 np.ones(features.size, dtype=np.float32),
+                counter.is_sampled[ordinals].astype(np.uint64),
             )
         )
         first += size
     assert first == len(active)
     return found
+
+
+def table(counter: Coactivations, k: int) -> pa.Table:
+    with ThreadPoolExecutor(2) as pool:
+        return counter.table(k, pool)
 
 
 def naive(active: np.ndarray, k: int) -> list[tuple[int, int, int, float, int, float]]:
@@ -58,9 +65,9 @@ def planted(n_features: int = 30, n_tokens: int = 400, seed: int = 0) -> np.ndar
 def test_pairs_equal_those_of_a_dense_matrix() -> None:
     active = planted()
     counter = Coactivations(np.ones(400, dtype=bool), 30, int(active.sum()), 400, 0)
-    for events in reversed(ranges(active, (11, 1, 18))):
+    for events in reversed(ranges(counter, active, (11, 1, 18))):
         counter.take(events)
-    rows = counter.table(4).to_pylist()
+    rows = table(counter, 4).to_pylist()
     wanted = naive(active, 4)
     assert [(r["feature"], r["rank"], r["neighbour"], r["count"]) for r in rows] == [
         (feature, rank, other, count) for feature, rank, other, _, count, _ in wanted
@@ -69,6 +76,25 @@ def test_pairs_equal_those_of_a_dense_matrix() -> None:
     np.testing.assert_allclose([r["pmi"] for r in rows], [row[5] for row in wanted], rtol=1e-6, atol=1e-7)
     twins = next(r for r in rows if r["feature"] == 0)
     assert (twins["neighbour"], twins["jaccard"]) == (1, 1.0)
+
+
+@pytest.mark.parametrize("n_features", [700, 9000])
+def test_pairs_of_many_features_equal_those_of_a_dense_matrix(n_features: int) -> None:
+    """Enough for several blocks and parts."""
+    generator = np.random.default_rng(6)
+    few = planted(700, 300, seed=5)
+    few[generator.choice(700, 300, replace=False)] &= generator.random((300, 300)) < 0.03
+    active = np.zeros((n_features, 300), dtype=bool)
+    places = np.sort(generator.choice(n_features, 700, replace=False))
+    active[places] = few
+    counter = Coactivations(np.ones(300, dtype=bool), n_features, int(active.sum()), 300, 0)
+    for events in ranges(counter, active, (n_features,)):
+        counter.take(events)
+    rows = table(counter, 5).to_pydict()
+    wanted = naive(few, 5)
+    assert rows["feature"] == [int(places[row[0]]) for row in wanted]
+    assert rows["neighbour"] == [int(places[row[2]]) for row in wanted]
+    assert rows["count"] == [row[4] for row in wanted]
 
 
 def test_a_sample_holds_one_token_of_each_equal_part_and_counts_only_these() -> None:
@@ -83,9 +109,9 @@ def test_a_sample_holds_one_token_of_each_equal_part_and_counts_only_these() -> 
     assert indexed[chosen].all()
     assert len(set((places - edges[:-1]).tolist())) > 2, "not always the same place of a part"
     counter = Coactivations(indexed, 30, int(active.sum()), 60, 7)
-    for events in ranges(active, (30,)):
+    for events in ranges(counter, active, (30,)):
         counter.take(events)
-    rows = counter.table(5).to_pylist()
+    rows = table(counter, 5).to_pylist()
     wanted = naive(active[:, chosen], 5)
     assert [(r["feature"], r["neighbour"], r["count"]) for r in rows] == [(w[0], w[2], w[4]) for w in wanted]
     np.testing.assert_allclose([r["pmi"] for r in rows], [w[5] for w in wanted], rtol=1e-6, atol=1e-7)
@@ -103,13 +129,13 @@ def test_a_sample_as_large_as_the_text_is_the_text_and_many_active_latents_make_
 
 def test_many_features_are_numbered_in_full() -> None:
     few, apart = planted(5, 50, seed=4), 17_000
-    found = ranges(few, (5,))[0]
     counts = np.zeros(4 * apart + 1, dtype=np.int64)
-    counts[::apart] = found.counts
-    spread = EventRange(0, counts.size, counts, found.features * apart, found.ordinals, found.activations)
-    counter = Coactivations(np.ones(50, dtype=bool), counts.size, found.features.size, 50, 0)
+    counts[::apart] = few.sum(1)
+    counter = Coactivations(np.ones(50, dtype=bool), counts.size, int(few.sum()), 50, 0)
+    found = ranges(counter, few, (5,))[0]
+    spread = EventRange(0, counts.size, counts, found.ordinals, found.activations, found.facts)
     counter.take(spread)
-    rows = counter.table(3).to_pylist()
+    rows = table(counter, 3).to_pylist()
     wanted = [(w[0] * apart, w[2] * apart, w[4]) for w in naive(few, 3)]
     assert [(r["feature"], r["neighbour"], r["count"]) for r in rows] == wanted
     assert rows
@@ -118,10 +144,10 @@ def test_many_features_are_numbered_in_full() -> None:
 def test_features_without_company_have_no_rows() -> None:
     active = np.eye(3, dtype=bool)
     counter = Coactivations(np.ones(3, dtype=bool), 3, 3, 10, 0)
-    for events in ranges(active, (3,)):
+    for events in ranges(counter, active, (3,)):
         counter.take(events)
-    assert counter.table(2).num_rows == 0
-    assert Coactivations(np.ones(3, dtype=bool), 3, 0, 10, 0).table(2).num_rows == 0
+    assert table(counter, 2).num_rows == 0
+    assert table(Coactivations(np.ones(3, dtype=bool), 3, 0, 10, 0), 2).num_rows == 0
 
 
 def test_the_dictionarys_pairs_are_those_of_its_events(dictionary: Dictionary) -> None:
