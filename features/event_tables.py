@@ -220,15 +220,23 @@ def _windows(corpus: Corpus, config: IndexConfig) -> np.ndarray:
 def _first_of_each(table: pa.Table, most: int) -> pa.Table:
     """The first rows of every feature in a table that is ordered by feature."""
     features = table["feature"].to_numpy()
-    rank = np.arange(features.size) - np.searchsorted(features, features)
+    starts = np.searchsorted(features, np.arange(features.max(initial=-1) + 1))
+    rank = np.arange(features.size) - starts[features]
     return table.filter(pa.array(rank < most))
 
 
 def _by_token(table: pa.Table) -> pa.Table:
     """Rows of feature_tokens ordered by token, then from the largest share, then by feature."""
-    token, mass = table["token_id"].to_numpy().astype(np.int64), table["mass"].to_numpy()
+    token, mass = table["token_id"].to_numpy(), table["mass"].to_numpy()
     # shares are positive: the bits of a float32 rise with it
-    return table.take(np.argsort(token << 32 | (0x7FFFFFFF - mass.view(np.int32).astype(np.int64)), kind="stable"))
+    falling = np.int32(0x7FFFFFFF) - mass.view(np.int32)
+    order = np.arange(token.size)
+    # digits of two bytes, the last ones first: NumPy sorts these without comparing
+    for key in (falling, token):
+        for digit in (key.astype(np.uint16), (key >> 16).astype(np.uint16)):
+            if digit.any():
+                order = order[np.argsort(digit[order], kind="stable")]
+    return table.take(order)
 
 
 def _feature_rows(
