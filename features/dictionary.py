@@ -25,6 +25,7 @@ from features.labels import Explanation, Score
 from features.listing import FeatureFilter, Listing
 from features.lists import Lists
 from features.logit_histogram import logit_histogram
+from features.overview import Overview, overview
 from features.questions import TIMEOUT_S
 from features.records import (
     ActiveFeatures,
@@ -140,6 +141,11 @@ class Dictionary:
     def max_activations(self) -> np.ndarray:
         """float32 [n_features]: each feature's largest activation, 0 for dead ones."""
         return self.store.query("select max_activation from features order by feature")[0].to_numpy()
+
+    @cached_property
+    def overview(self) -> Overview:
+        """What the dictionary is: origin, quality, densities, a feature to begin with (`features.overview`)."""
+        return overview(self)
 
     def check_built(self) -> None:
         """ValueError where the dictionary was made of another project's files, without SAE, model and whole text."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from features import labels, schema
+from features import labels, schema, search
 from features.store import Store
 
 if TYPE_CHECKING:
@@ -87,8 +87,21 @@ def feature_map(dictionary: Dictionary, seed: int = 0, again: bool = False) -> F
         columns = [live, place[:, 0], place[:, 1], cluster, [seed] * live.size, [labels.now()] * live.size]
         rows = pa.table(columns, schema=schema.TABLES["feature_map"].arrow_schema())
         store.write_labels("feature_map", rows, replace_where="true")
+    return _read(store)
+
+
+def stored_map(dictionary: Dictionary) -> FeatureMap | None:
+    """The map where one of this build was made; None, without making it, where there is none."""
+    store = dictionary.store
+    live = store.query("select feature from features where not is_dead order by feature")["feature"].to_numpy()
+    stored = store.query("select feature from feature_map order by feature")["feature"].to_numpy()
+    return _read(store) if stored.size and np.array_equal(stored, live) else None
+
+
+def _read(store: Store) -> FeatureMap:
     points = store.query("select feature, x, y, cluster from feature_map order by feature").to_pydict()
-    says = dictionary.explanations_of(points["feature"])
+    rows = store.query(f"select feature, text from ({search.SHOWN_EXPLANATIONS})").to_pydict()
+    says = dict(zip(rows["feature"], rows["text"], strict=True))
     return FeatureMap(
         features=points["feature"],
         x=points["x"],

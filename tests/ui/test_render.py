@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,15 +21,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from features import Dictionary
 from features.evaluation_run import Evaluation, Pair
 from sae import SAE, SAEConfig, evaluate
 from sae.probing import ProbeScore, ProbingReport
 from sae.stability import compare
-from tests.ui.stand_in import CANARY, DEAD, TEMPLATES, StandIn
-from ui import views
+from tests.ui.served import CANARY, DEAD, HOSTILE, N_FEATURES, SEEDS, TEMPLATES
 from ui.render import curves, figures, html, tables
 from ui.render import evaluation as evaluation_render
-from ui.render import feature as render
+from ui.views import feature as feature_view
+from ui.views import features as features_view
+from ui.views import steer as steer_view
+from ui.views.shelf import Shelf, find
 
 
 class Parsed(HTMLParser):
@@ -107,71 +111,69 @@ def test_a_highlight_with_too_few_values_is_a_defect() -> None:
         html.highlighted(["a", "b"], [1.0], scale=1.0)
 
 
-@pytest.fixture
-def dictionary() -> StandIn:
-    return StandIn(CANARY)
+@pytest.fixture(scope="module")
+def dictionary(served_folder: Path) -> Iterator[Dictionary]:
+    opened = Dictionary.open(served_folder / str(SEEDS[0]) / "stdlib")
+    yield opened
+    opened.close()
 
 
-def test_a_hostile_feature_page_is_harmless(dictionary: StandIn) -> None:
-    page = views.feature_page(dictionary, 7, dictionary.name)  # type: ignore[arg-type]
+def test_a_hostile_feature_page_is_harmless(dictionary: Dictionary) -> None:
+    page = feature_view.feature_page(dictionary, HOSTILE, CANARY)
     is_harmless(page)
     assert CANARY in Parsed(page).text
-    assert TEMPLATES in Parsed(page).text
+    assert TEMPLATES.strip() in Parsed(page).text
 
 
-def test_hostile_lists_searches_texts_and_continuations_are_harmless(dictionary: StandIn) -> None:
-    shelf = views.Shelf([dictionary])  # type: ignore[list-item]
-    for query in ("", "docstrings", CANARY, TEMPLATES):
-        is_harmless(views.feature_list(shelf.get(None), query, "Number", "All", 0, dictionary.name)[0])
-    is_harmless(views.active(shelf.get(None), CANARY + TEMPLATES, dictionary.name))
-    is_harmless(views.continuation(CANARY, TEMPLATES, "Steered", True))
-    is_harmless(views.slot(shelf.get(None), 7, dictionary.name))
-    is_harmless(views.overview(shelf.get(None)))
+def test_hostile_lists_searches_and_continuations_are_harmless(dictionary: Dictionary) -> None:
+    shelf = Shelf([dictionary])
+    for query in ("", "return", CANARY, TEMPLATES):
+        is_harmless(features_view.feature_list(shelf.get(None), {"q": query}, 0, CANARY))
+    is_harmless(steer_view.continuation(CANARY, TEMPLATES, "Steered", True))
+    is_harmless(steer_view.slot(shelf.get(None), HOSTILE, CANARY))
 
 
-def test_a_dead_feature_is_shown_as_dead(dictionary: StandIn) -> None:
-    page = views.feature_page(dictionary, DEAD, "d")  # type: ignore[arg-type]
+def test_a_dead_feature_is_shown_as_dead(dictionary: Dictionary) -> None:
+    page = feature_view.feature_page(dictionary, DEAD, "d")
     assert "never fired" in page
-    assert "1,234,567 tokens" in page
+    assert f"{dictionary.info['n_indexed_tokens']:,} tokens" in page
     assert "Strongest" not in page
     assert "data-steer" not in page
-    assert "<svg" not in page
 
 
-def test_a_feature_that_does_not_exist_is_named_with_the_range(dictionary: StandIn) -> None:
-    assert "There is no feature 240: this dictionary has 0 to 239." in views.feature_page(dictionary, 240, "d")  # type: ignore[arg-type]
+def test_a_feature_that_does_not_exist_is_named_with_the_range(dictionary: Dictionary) -> None:
+    shown = feature_view.feature_page(dictionary, N_FEATURES, "d")
+    assert f"There is no feature {N_FEATURES}: this dictionary has 0 to {N_FEATURES - 1}." in shown
 
 
-def test_examples_stand_by_stratum_with_their_source(dictionary: StandIn) -> None:
-    page = Parsed(render.feature_page(dictionary.feature(3), 240, 1000, render.linker("d"))).text
+def test_examples_stand_by_stratum_with_their_source(dictionary: Dictionary) -> None:
+    found = dictionary.feature(3)
+    page = Parsed(feature_view.feature_page(dictionary, 3, "d")).text
     order = [page.index(words) for words in ("Strongest", "Sample of strong", "Sample of weakest")]
     assert order == sorted(order)
-    assert "asyncio/streams_0.py · token 100" in page
+    strongest = found.examples[0]
+    assert strongest.document_name in page
+    assert f"token {strongest.position}" in page
 
 
-def test_neighbours_are_links_with_addresses(dictionary: StandIn) -> None:
-    page = render.feature_page(dictionary.feature(3), 240, 1000, render.linker("a b"))
-    assert '<a href="?dict=a%20b&amp;feature=14" data-feature="14">14</a>' in page
+def test_neighbours_are_links_with_addresses(dictionary: Dictionary) -> None:
+    page = feature_view.feature_page(dictionary, 3, "a b")
+    near = dictionary.feature(3).neighbours[0].feature
+    assert re.search(rf'href="[^"]*dict=a%20b&amp;feature={near}"[^>]*data-feature="{near}"', page)
 
 
-def test_a_search_for_a_number_finds_that_feature_first(dictionary: StandIn) -> None:
-    found = views.find(dictionary, "12", 5)  # type: ignore[arg-type]
+def test_a_search_for_a_number_finds_that_feature_first(dictionary: Dictionary) -> None:
+    found = find(dictionary, "12", 5)
     assert found[0]["feature"] == 12
     assert found[0]["explanation"]
 
 
-def test_pages_of_the_list_are_clamped(dictionary: StandIn) -> None:
-    body, page, pages = views.feature_list(dictionary, "", "Number", "Live", 99, "d")  # type: ignore[arg-type]
-    assert (page, pages) == (0, 5)
-    assert "data-feature" in body
-
-
-def test_two_dictionaries_of_one_name_are_told_apart() -> None:
-    shelf = views.Shelf([StandIn("a"), StandIn("a")])  # type: ignore[list-item]
-    assert shelf.names == ["a", "a (2)"]
-    assert shelf.get("nonsense") is shelf.by_name["a"]
+def test_two_dictionaries_of_one_name_are_told_apart(dictionary: Dictionary) -> None:
+    shelf = Shelf([dictionary, dictionary])
+    assert shelf.names == ["stdlib", "stdlib (2)"]
+    assert shelf.get("nonsense") is shelf.by_name["stdlib"]
     with pytest.raises(ValueError, match="expected at least one folder"):
-        views.Shelf([])
+        Shelf([])
 
 
 def test_merged_streams_keep_both_texts_and_close_both() -> None:
@@ -184,9 +186,9 @@ def test_merged_streams_keep_both_texts_and_close_both() -> None:
         finally:
             closed.append(name)
 
-    shown = list(views.merged(words("a", 3), words("b", 1)))
+    shown = list(steer_view.merged(words("a", 3), words("b", 1)))
     assert shown[-1] == ("a0a1a2", "b0", False)
-    stream = views.merged(words("c", 100), words("d", 100))
+    stream = steer_view.merged(words("c", 100), words("d", 100))
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert sorted(closed) == ["a", "b", "c", "d"]

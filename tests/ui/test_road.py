@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ui import cli, views
+from ui import cli
 
 if TYPE_CHECKING:
     from activations import LanguageModel
@@ -103,16 +103,15 @@ def test_every_verb_takes_what_the_demo_left(road: tuple[Path, list[str]], capsy
 @pytest.mark.slow
 def test_the_browsers_pages_show_a_real_dictionary(road: tuple[Path, list[str]]) -> None:
     from features import Dictionary
+    from ui.views import feature, features, overview, text
 
     dictionary = Dictionary.open(road[0] / "dictionary" / "matryoshka")
-    assert "64" in views.overview(dictionary)
+    assert "64" in overview.overview(dictionary)
     live = dictionary.features(live_only=True, limit=1).features[0]["feature"]
     for query in ("", "return", str(live), "nothing at all like this"):
-        for shown in views.SHOWN:
-            for order in views.ORDERS:
-                views.feature_list(dictionary, query, order, shown, 0, "d")
-    assert "Strongest" in views.feature_page(dictionary, live, "d")
-    body = views.active(dictionary, f"def f(x): {CANARY}", "d")
+        features.feature_list(dictionary, {"q": query}, 0, "d")
+    assert "Strongest" in feature.feature_page(dictionary, live, "d")
+    body = text.active(dictionary, f"def f(x): {CANARY}", "d")
     assert "active-feature" in body
     assert "<img" not in body
     dictionary.close()

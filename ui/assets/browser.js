@@ -102,7 +102,7 @@
     const link = event.target.closest && event.target.closest("a[data-go]");
     if (!link || event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
     event.preventDefault();
-    const words = Object.fromEntries(new URL(link.href, window.location.href).searchParams);
+    const words = Object.fromEntries(new URL(link.getAttribute("href"), window.location.href).searchParams);
     const page = words.view || "overview";
     if (words.dict !== undefined && words.dict !== dictionary) {
       dictionary = words.dict;

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from ui.browser import api, feature, features, overview, steer, text
+from ui.browser import about, api, feature, features, overview, steer, text
 from ui.browser.guard import BODY_BYTES, Guard, door, hosts_for
 from ui.browser.limits import Limits
 from ui.browser.theme import style, theme
@@ -24,14 +24,14 @@ from ui.views.shelf import Shelf
 if TYPE_CHECKING:
     from features import Dictionary
 
-PAGES: tuple[ModuleType, ...] = (overview, features, feature, text, steer)
+PAGES: tuple[ModuleType, ...] = (overview, features, feature, text, steer, about)
 AT_ONCE = 3
 """Answers of one kind that are worked on together: on two cores more of them wait for each other's turns."""
 SWITCH_INTERVAL_S = 0.0005
 """A language model hands Python's lock over thousands of times; at the usual 5 ms it waits for all other answers."""
 LONGEST_WORD = 60_000
 """Of an address; longer ones are cut off, as servers refuse them."""
-SCRIPTS = ("browser.js", "feature.js", "keys.js")
+SCRIPTS = ("browser.js", "overview.js", "feature.js", "keys.js")
 KEYS = {
     "/": "search",
     "j": "next feature, or next row of the list",
