@@ -1,8 +1,8 @@
 """Conversations as the text that a chat model reads, and who said each token of it.
 
-Enters: messages (mappings with `role` and `content`) and a tokenizer with a chat template. Leaves: token ids, and
-which of them belong to messages of the roles asked for; what the template adds (headers, ends of turns, default
-instructions) belongs to none.
+Enters: messages (mappings with `role` and `content`) and a tokenizer with a chat template. Leaves: token ids to go on
+from (`chat_prompt_ids`); or those of a whole conversation, and which of them belong to messages of the roles asked for;
+what the template adds (headers, ends of turns, default instructions) belongs to none.
 
 1. The template renders the whole conversation; the text is tokenised once, as the tokenizer does for chats, with
    offsets.
@@ -63,6 +63,31 @@ def chat_tokens(lm: LanguageModel, messages: Sequence[Message], name: str, roles
     return ChatTokens(ids, chosen)
 
 
+def why_no_chat(lm: LanguageModel) -> str | None:
+    """Says why one cannot talk with a model; None where one can."""
+    if lm.kind != "decoder":
+        return f"{lm.name} is an {lm.kind}, expected a decoder: open a chat model's dictionary"
+    if not getattr(lm.tokenizer, "chat_template", None):
+        return (
+            f"the tokenizer of {lm.name} has no chat template, expected a model that was trained to talk: "
+            "continue plain text instead"
+        )
+    return None
+
+
+def chat_prompt_ids(lm: LanguageModel, messages: Sequence[Message]) -> list[int]:
+    """Returns the ids of a conversation up to the place where the assistant is to speak, as the template writes it.
+
+    Raises:
+        ValueError: the model is none to talk with (`why_no_chat`), or the template refuses the messages.
+    """
+    if reason := why_no_chat(lm):
+        raise ValueError(reason)
+    given = [dict(message) for message in checked_messages(list(messages), "the conversation")]
+    text = _rendered(lm.tokenizer, given, "the conversation", add_generation_prompt=True)
+    return list(lm.tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"])
+
+
 def _chat_tokenizer(lm: LanguageModel) -> Any:
     tokenizer = lm.tokenizer
     if not getattr(tokenizer, "chat_template", None):
@@ -78,11 +103,11 @@ def _chat_tokenizer(lm: LanguageModel) -> Any:
     return tokenizer
 
 
-def _rendered(tokenizer: Any, messages: list[dict[str, Any]], name: str) -> str:
+def _rendered(tokenizer: Any, messages: list[dict[str, Any]], name: str, *, add_generation_prompt: bool = False) -> str:
     from jinja2 import TemplateError
 
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False)
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     except (TemplateError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(

@@ -1,7 +1,8 @@
 """Text from a language model, token by token.
 
-Enters: a prompt. Leaves: pieces of the continuation as they become readable. Decoding is greedy unless sampling is
-asked for; nothing from a checkpoint's generation defaults is mixed in.
+Enters: a prompt, or a conversation where the tokenizer has a chat template. Leaves: pieces of the continuation as they
+become readable. Decoding is greedy unless sampling is asked for; nothing from a checkpoint's generation defaults is
+mixed in.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from activations.capture import Session
+from activations.chat import Message, chat_prompt_ids
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from activations.model import LanguageModel
 
 CONTEXT_PIECES = 64
+Prompt = str | Sequence[Message]
+"""A text to continue, or a conversation that waits for the assistant's answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +57,15 @@ class Decoding:
 
 
 def generate_pieces(
-    lm: LanguageModel, prompt: str, how: Decoding, interventions: Mapping[str, Intervention | Edit]
+    lm: LanguageModel, prompt: Prompt, how: Decoding, interventions: Mapping[str, Intervention | Edit]
 ) -> Iterator[str]:
-    """Yields readable pieces of the continuation of `prompt`; closing the iterator ends the work."""
+    """Yields what becomes readable with each token of the continuation; closing the iterator ends the work.
+
+    A piece is empty where its token makes nothing readable yet, so that who listens can stop after any token.
+    """
     if lm.kind == "encoder":
         raise ValueError(f"{lm.name} is an encoder, expected a model that generates: use a decoder such as gpt2")
-    ids = lm.tokenize(prompt).tokens
+    ids = prompt_tokens(lm, prompt)
     lm.check_length(ids.shape[1] + (how.max_new_tokens if lm.kind == "decoder" else 0))
     tokens: list[int] = []
     shown = ""
@@ -75,13 +83,19 @@ def generate_pieces(
         # hold back what may still change: the start of a stop text, an unfinished character
         ready = text if longest == 0 else text[: max(len(shown), len(text) - longest + 1)]
         if ready.endswith("\ufffd") or not text.startswith(shown):
-            continue
-        if len(ready) > len(shown):
-            yield ready[len(shown) :]
-            shown = ready
+            ready = shown
+        yield ready[len(shown) :]
+        shown = ready
     text = _decode(lm, before + tokens)[len(prefix) :]
     if len(text) > len(shown):
         yield text[len(shown) :]
+
+
+def prompt_tokens(lm: LanguageModel, prompt: Prompt) -> Int[Tensor, "1 seq"]:
+    """Returns the tokens of a text, or of a conversation up to where the assistant is to speak."""
+    if isinstance(prompt, str):
+        return lm.tokenize(prompt).tokens
+    return torch.tensor([chat_prompt_ids(lm, prompt)])
 
 
 def _decode(lm: LanguageModel, ids: list[int]) -> str:

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from activations.capture import Edit, Intervention, Taps
-from activations.generation import Decoding, generate_pieces
+from activations.generation import Decoding, Prompt, generate_pieces
 from activations.loading import ModelConfig, each_parameter, input_device, is_spread, open_model, weights_of
 from activations.sites import EXPERIMENTAL, Site, SiteMap, body_of, submodule
 from activations.verification import verify
@@ -397,7 +397,7 @@ class LanguageModel:
 
     def stream(
         self,
-        prompt: str,
+        prompt: Prompt,
         max_new_tokens: int = 20,
         do_sample: bool = False,
         temperature: float = 1.0,
@@ -407,7 +407,9 @@ class LanguageModel:
         use_cache: bool = True,
         interventions: Mapping[str, Intervention | Edit] | None = None,
     ) -> Iterator[str]:
-        """Yields the continuation of `prompt` in pieces; closing the iterator stops the generation.
+        """Yields the continuation of `prompt`, a piece for each token; closing the iterator stops the generation.
+
+        `prompt` is a text, or a list of messages (mappings with `role` and `content`) that the assistant is to answer.
 
         `interventions` are at work during this generation's own passes only, so that several can run side by side
         (as behind a web page), which a surrounding `intervene` block would not keep apart.
@@ -425,7 +427,7 @@ class LanguageModel:
 
     def generate(
         self,
-        prompt: str,
+        prompt: Prompt,
         max_new_tokens: int = 20,
         do_sample: bool = False,
         temperature: float = 1.0,

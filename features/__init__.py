@@ -12,6 +12,7 @@ from features.dictionary import Dictionary  # noqa: E402
 from features.index import IndexConfig, build_index, build_indexes  # noqa: E402
 from features.records import Example, Feature  # noqa: E402
 from features.steering import Steering, SteeringComparison  # noqa: E402
+from features.steering_spec import SteeringSpec  # noqa: E402
 
 __all__ = [
     "Dictionary",
@@ -20,6 +21,7 @@ __all__ = [
     "IndexConfig",
     "Steering",
     "SteeringComparison",
+    "SteeringSpec",
     "build_index",
     "build_indexes",
 ]

@@ -42,6 +42,7 @@ from features.text import Text
 
 if TYPE_CHECKING:
     from activations import LanguageModel
+    from features.steering_norms import TypicalRows
     from sae import SAE
     from sae.labelled_text import LabelledText
 
@@ -146,6 +147,13 @@ class Dictionary:
     def overview(self) -> Overview:
         """What the dictionary is: origin, quality, densities, a feature to begin with (`features.overview`)."""
         return overview(self)
+
+    @cached_property
+    def typical_rows(self) -> TypicalRows:
+        """Rows of the indexed text at the sites that are written, read by the model at first use."""
+        from features.steering_norms import typical_rows
+
+        return typical_rows(self)
 
     def check_built(self) -> None:
         """ValueError where the dictionary was made of another project's files, without SAE, model and whole text."""

@@ -32,7 +32,9 @@ from torch import Tensor
 from features import wiring
 
 if TYPE_CHECKING:
+    from activations.generation import Prompt
     from features.dictionary import Dictionary
+    from features.steering_spec import SteeringSpec
 
 Phase = Literal["all", "prompt", "generated"]
 """Parts of a generation, as `activations.Intervention` names them."""
@@ -106,7 +108,7 @@ class Steering:
                 "them later: use mode 'add' or 'erase', without a condition"
             )
         self.dictionary = dictionary
-        self.mode = mode
+        self.mode: Mode = mode
         self.site = dictionary.site
         """The site that is read, and for an autoencoder written."""
         self.strengths = {dictionary.check_feature(f): float(s) for f, s in strengths.items()}
@@ -133,6 +135,34 @@ class Steering:
         self._strength = torch.tensor(list(self.strengths.values()))
         self._maximum = torch.tensor([float(maxima[feature]) for feature in self.strengths])
         self._floors = torch.tensor([share * float(maxima[feature]) for feature, share in self.when.items()])
+
+    @classmethod
+    def from_spec(cls, dictionary: Dictionary, spec: SteeringSpec) -> Steering:
+        """Prepares what a spec says; `spec.decoding(sample)` are the options to generate with.
+
+        Raises:
+            ValueError: the spec was made with another SAE's dictionary, or says what `Steering` refuses.
+        """
+        spec.check_made_with(dictionary)
+        return cls(
+            dictionary,
+            spec.features,
+            spec.mode,
+            when=spec.when,
+            positions=spec.places,
+            phase=spec.phase,
+            keeps_norm=spec.keeps_norm,
+        )
+
+    def to_spec(self, **settings: Any) -> SteeringSpec:
+        """Returns this steering as a spec to keep; `settings` are a spec's own: prompt, max_new_tokens, seed and so on.
+
+        Raises:
+            ValueError: a setting that a spec does not have, or a value that it refuses.
+        """
+        from features import steering_spec
+
+        return steering_spec.of(self, **settings)
 
     def edit(self, x: Float[Tensor, "batch seq ..."]) -> Float[Tensor, "batch seq ..."]:
         """The steered activations; usable with `LanguageModel.intervene({steering.site: steering.edit})`.
@@ -175,7 +205,7 @@ class Steering:
             # an SAE that rescales each row decodes by the row's own scale
             scale = None if codes.scale is None else codes.scale.to(device)[:, None]
         if self.mode == "erase":
-            delta = _erased(x.float(), directions.float(), strength)
+            delta = erased(x.float(), directions.float(), strength)
         elif self.mode == "add":
             delta = (strength * maximum).expand(len(x), -1).to(directions.dtype) @ directions
         else:
@@ -226,11 +256,11 @@ class Steering:
 
         return Intervention(edit=edit, positions=self.positions, phase=self.phase)
 
-    def generate(self, prompt: str, **options: Any) -> str:
+    def generate(self, prompt: Prompt, **options: Any) -> str:
         """The steered continuation of `prompt`; `options` are those of `LanguageModel.generate`."""
         return self.dictionary.lm.generate(prompt, interventions=self.interventions, **options)
 
-    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+    def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
         """The steered continuation in pieces; closing the iterator stops the generation."""
         return self.dictionary.lm.stream(prompt, interventions=self.interventions, **options)
 
@@ -247,18 +277,26 @@ class Steering:
             unsteered=unsteered,
             steered_perplexity=continuation_perplexity(lm, prompt, steered),
             unsteered_perplexity=continuation_perplexity(lm, prompt, unsteered),
-            relative_norm=self._relative_norm(prompt),
+            relative_norm=self.relative_norm(prompt),
         )
 
     @torch.no_grad()
-    def _relative_norm(self, prompt: str) -> float:
+    def relative_norm(self, prompt: Prompt) -> float:
+        """Length of the difference as a share of the activation's, on average over a prompt's tokens (and sites).
+
+        Positions and phase are left aside; `features.steering_norms` tells it of strengths alone, without a prompt.
+        """
+        from activations.generation import prompt_tokens
+
         lm = self.dictionary.lm
-        batch = lm.tokenize(prompt)
+        tokens = prompt_tokens(lm, prompt)
         read = None
         shares = []
         sites = self.written_sites
-        captured = lm.capture(batch.tokens, batch.mask, list(dict.fromkeys([self.site, *sites])))
-        rows = {site: x[0][batch.mask[0].bool()].flatten(1) for site, x in captured.items()}
+        captured = lm.capture(
+            tokens, torch.ones_like(tokens, dtype=torch.bool), list(dict.fromkeys([self.site, *sites]))
+        )
+        rows = {site: x[0].flatten(1) for site, x in captured.items()}
         if len(self.dictionary.sites) == 1:
             read = rows[self.site]
         for site in sites:
@@ -268,7 +306,7 @@ class Steering:
         return sum(shares) / len(shares)
 
 
-def _erased(x: Float[Tensor, "n d"], directions: Float[Tensor, "f d"], strength: Float[Tensor, " f"]) -> Tensor:
+def erased(x: Float[Tensor, "n d"], directions: Float[Tensor, "f d"], strength: Float[Tensor, " f"]) -> Tensor:
     """Returns −strength · the projection of rows onto the span of directions; one strength for all of the span."""
     left, sizes, _ = torch.linalg.svd(directions.T, full_matrices=False)
     basis = left[:, sizes > 1e-6 * sizes.max()]
@@ -282,13 +320,22 @@ def feature_values(codes: Any, features: Tensor | Sequence[int]) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def continuation_perplexity(lm: Any, prompt: str, continuation: str) -> float | None:
+def continuation_perplexity(lm: Any, prompt: Prompt, continuation: str) -> float | None:
     """exp of the mean loss of the continuation's tokens given the prompt; None where there are none to score."""
     if not continuation:
         return None
-    batch = lm.tokenize(prompt + continuation)
-    given = int(lm.tokenize(prompt).mask.sum()) if prompt else 0
-    losses = lm.token_losses(batch.tokens, batch.mask)[0][batch.mask[0, 1:].bool()]
+    if isinstance(prompt, str):
+        batch = lm.tokenize(prompt + continuation)
+        tokens, mask = batch.tokens, batch.mask
+        given = int(lm.tokenize(prompt).mask.sum()) if prompt else 0
+    else:
+        from activations.generation import prompt_tokens
+
+        asked = prompt_tokens(lm, prompt)
+        said = lm.tokenizer(continuation, add_special_tokens=False, verbose=False)["input_ids"]
+        tokens = torch.cat([asked, torch.tensor([said], dtype=asked.dtype)], dim=1)
+        mask, given = torch.ones_like(tokens, dtype=torch.bool), asked.shape[1]
+    losses = lm.token_losses(tokens, mask)[0][mask[0, 1:].bool()]
     # the last tokens are the continuation's, wherever the tokenizer draws the border
-    scored = losses[-max(int(batch.mask.sum()) - given, 1) :]
+    scored = losses[-max(int(mask.sum()) - given, 1) :]
     return float(scored.mean().exp()) if len(scored) else None

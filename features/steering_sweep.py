@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -75,28 +75,72 @@ def sweep(
     asked: str | None = None,
     steering: Mapping[str, Any] | None = None,
     on_point: Callable[[SweepPoint], None] | None = None,
+    is_stopped: Callable[[], bool] | None = None,
     **options: Any,
 ) -> SteeringSweep:
     """Generates from every prompt at every factor; `options` are those of `LanguageModel.generate`.
 
     `asked` is put before the prompts in a run of its own, `steering` goes to `Steering` (when, positions, …);
-    `on_point` is told of each point as soon as it is there.
+    `on_point` is told of each point as soon as it is there. `is_stopped` is asked before every token: once it says so,
+    the sweep ends with the points that are finished.
 
     Raises:
         ValueError: no factors or prompts, or what `Steering` refuses.
     """
+    points = []
+    for point in sweep_points(
+        dictionary, strengths, factors, prompts, mode, asked=asked, steering=steering, is_stopped=is_stopped, **options
+    ):
+        points.append(point)
+        if on_point is not None:
+            on_point(point)
+    return SteeringSweep(mode, {int(f): float(s) for f, s in strengths.items()}, list(prompts), points)
+
+
+def sweep_points(
+    dictionary: Dictionary,
+    strengths: Mapping[int, float],
+    factors: Sequence[float],
+    prompts: Sequence[str],
+    mode: Mode = "add",
+    *,
+    asked: str | None = None,
+    steering: Mapping[str, Any] | None = None,
+    is_stopped: Callable[[], bool] | None = None,
+    **options: Any,
+) -> Iterator[SweepPoint]:
+    """Yields the points of `sweep` one after another; every factor is checked before the first is written."""
     if not factors or not prompts:
         raise ValueError(f"got {len(factors)} factors and {len(prompts)} prompts, expected at least one of each")
     for factor in factors:
         if not math.isfinite(factor):
             raise ValueError(f"factor {factor} is no finite number, expected one such as 0.5: correct it")
     lm = dictionary.lm
-    points: list[SweepPoint] = []
-
-    def measured(run: str, factor: float, given: Sequence[str], interventions: Mapping[str, Any]) -> None:
-        texts = [lm.generate(prompt, interventions=interventions, **options) for prompt in given]
+    # with erase and ablate 0 changes nothing, as with add; in the other modes 0 is a strength like any other
+    edits = {
+        factor: Steering(
+            dictionary,
+            {feature: strength * factor for feature, strength in strengths.items()},
+            mode,
+            **(steering or {}),
+        ).interventions
+        for factor in factors
+        if factor != 0
+    }
+    runs: list[tuple[str, float, Sequence[str], Mapping[str, Any]]] = [
+        ("steered" if factor else "left alone", float(factor), prompts, edits.get(factor, {})) for factor in factors
+    ]
+    if asked is not None:
+        runs.append(("asked in words", 0.0, [asked + prompt for prompt in prompts], {}))
+    for run, factor, given, interventions in runs:
+        texts = []
+        for prompt in given:
+            text = _written(lm, prompt, is_stopped, interventions=interventions, **options)
+            if text is None:
+                return
+            texts.append(text)
         pairs = list(zip(given, texts, strict=True))
-        point = SweepPoint(
+        yield SweepPoint(
             run,
             factor,
             concept=_mean([concept_score(dictionary, list(strengths), *pair) for pair in pairs]) or 0.0,
@@ -104,21 +148,30 @@ def sweep(
             distinct=_mean([distinct_pairs(lm, text) for text in texts]),
             texts=texts,
         )
-        points.append(point)
-        if on_point is not None:
-            on_point(point)
 
-    for factor in factors:
-        # with erase and ablate 0 changes nothing, as with add; in the other modes 0 is a strength like any other
-        if factor == 0:
-            measured("left alone", 0.0, prompts, {})
-            continue
-        scaled = {feature: strength * factor for feature, strength in strengths.items()}
-        edits = Steering(dictionary, scaled, mode, **(steering or {})).interventions
-        measured("steered", factor, prompts, edits)
-    if asked is not None:
-        measured("asked in words", 0.0, [asked + prompt for prompt in prompts], {})
-    return SteeringSweep(mode, {int(f): float(s) for f, s in strengths.items()}, list(prompts), points)
+
+def read_factors(text: str) -> list[float]:
+    """Reads numbers with commas between them, such as `0, 0.5, 1, 2`.
+
+    Raises:
+        ValueError: something else.
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"the sweep got `{text[:60]}`, expected numbers with commas: write for example 0,1,2,4"
+        ) from None
+
+
+def _written(lm: Any, prompt: str, is_stopped: Callable[[], bool] | None, **options: Any) -> str | None:
+    """Returns the continuation, or None where it was stopped."""
+    pieces: list[str] = []
+    for piece in lm.stream(prompt, **options):
+        pieces.append(piece)
+        if is_stopped is not None and is_stopped():
+            return None
+    return "".join(pieces)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import torch
 from families import tokenizer as character_tokenizer
 
 from activations import DataConfig, Document, HarvestConfig, LanguageModel, harvest, pack_documents, stream, token_rows
-from activations.chat import chat_tokens
+from activations.chat import chat_prompt_ids, chat_tokens, why_no_chat
 
 PLAIN = (
     "{% for message in messages %}[{{ message.role }}]{{ message.content | trim }}{{ '\\n' }}{% endfor %}"
@@ -234,3 +234,32 @@ def test_a_conversation_that_the_template_refuses_or_rewrites_is_named() -> None
     ):
         pack_documents([talk], shouting, 16, roles=["user"])
     assert len(pack_documents([talk], shouting, 16)) > 0  # without roles nothing needs to be found
+
+
+def test_a_conversation_is_answered_after_the_templates_own_opening() -> None:
+    lm = chat_model(PLAIN)
+    asked = [{"role": "user", "content": "hello"}]
+    expected = lm.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    assert expected.endswith("[assistant]")
+    ids = chat_prompt_ids(lm, asked)
+    assert lm.tokenizer.decode(ids) == expected
+    seen: list[list[int]] = []
+    hook = lm.model.register_forward_pre_hook(
+        lambda _module, _args, given: seen.append(given["input_ids"][0].tolist()), with_kwargs=True
+    )
+    try:
+        answer = lm.generate(asked, max_new_tokens=3)
+    finally:
+        hook.remove()
+    assert seen[0] == ids
+    assert isinstance(answer, str)
+
+
+def test_a_model_without_a_template_says_why_it_cannot_talk() -> None:
+    assert why_no_chat(chat_model(PLAIN)) is None
+    lm = chat_model(None)
+    assert "no chat template" in str(why_no_chat(lm))
+    with pytest.raises(ValueError, match="no chat template, expected a model that was trained to talk"):
+        lm.generate([{"role": "user", "content": "hello"}])
+    with pytest.raises(ValueError, match="message 0 has no role"):
+        chat_prompt_ids(chat_model(PLAIN), [{"content": "hello"}])

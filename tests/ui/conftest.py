@@ -44,12 +44,18 @@ def served_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def address(served_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server over copies of these dictionaries."""
-    port = free_port()
+def server_folder(served_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the server works in: copies of these dictionaries, and a byte in `passes` for each pass."""
     folder = tmp_path_factory.mktemp("server")
     for seed in SEEDS:
         shutil.copytree(served_folder / str(seed), folder / str(seed))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def address(server_folder: Path) -> Iterator[str]:
+    """The address of a server over them."""
+    port, folder = free_port(), server_folder
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.ui.served", str(port), str(folder)]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as server:

@@ -1,7 +1,8 @@
 """Two small dictionaries of a real model, hostile where they can be, and the browser over them.
 
 Feature 5 is dead. Token, document names, labels and a list's name carry HTML that would run if anything showed it
-unescaped; feature 7 is active on such a token. Each dictionary has the features of one model at one site.
+unescaped; feature 7 is active on such a token. Each dictionary has the features of one model at one site; that of the
+second is the same model with a chat template.
 
 usage: python -m tests.ui.served PORT FOLDER    serves them; makes them in FOLDER first, where they are not there
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import json.decoder
+import shutil
 import sys
 import textwrap
 from contextlib import closing
@@ -26,6 +28,11 @@ N_FEATURES, K = 240, 8
 SITE = "resid_post.2"
 CONTEXT_TOKENS = 128
 SEEDS = (3, 4)
+TALKING = 4
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '# ' + message.role + ': ' + message.content + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '# assistant: ' }}{% endif %}"
+)
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,8 @@ def documents() -> dict[str, str]:
     return found | {CANARY: f'"""A page: {CANARY}{TEMPLATES}\n' * 12}
 
 
-def write_model(folder: Path) -> None:
-    """Keeps the embedded model with two more tokens, both of them hostile."""
+def write_models(folder: Path, talking: Path) -> None:
+    """Keeps the embedded model with two more tokens, both of them hostile; once more with a chat template."""
     from activations import LanguageModel
 
     lm = LanguageModel.load("embedded")
@@ -58,6 +65,9 @@ def write_model(folder: Path) -> None:
         weights[-2:] = weights[100:102]
     lm.model.save_pretrained(folder)  # pyright: ignore[reportCallIssue]
     lm.tokenizer.save_pretrained(folder)
+    shutil.copytree(folder, talking)
+    lm.tokenizer.chat_template = CHAT_TEMPLATE
+    lm.tokenizer.save_pretrained(talking)
 
 
 def make(folder: Path) -> list[Path]:
@@ -67,7 +77,7 @@ def make(folder: Path) -> list[Path]:
     from features.explain import ExplainConfig, explain
     from sae import SAE, SAEConfig
 
-    write_model(folder / "model")
+    write_models(folder / "model", folder / "talking")
     lm = LanguageModel.load(str(folder / "model"))
     ids: list[int] = []
     owner: list[int] = []
@@ -87,6 +97,8 @@ def make(folder: Path) -> list[Path]:
     hostile = int(torch.nonzero(batch.flatten() == lm.tokenizer.convert_tokens_to_ids(CANARY))[3])
     made = []
     for seed in SEEDS:
+        if seed == TALKING:
+            lm = LanguageModel.load(str(folder / "talking"))
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(ids), generator=generator)[:N_FEATURES]
         chosen[HOSTILE] = hostile
@@ -110,6 +122,17 @@ def make(folder: Path) -> list[Path]:
     return made
 
 
+def count_passes(file: Path) -> None:
+    """Adds a byte to a file before each pass of a language model, so that tests see whether one still writes."""
+
+    def note(module: torch.nn.Module, _given: object) -> None:
+        if type(module).__name__.endswith("ForCausalLM"):
+            with file.open("ab") as passes:
+                passes.write(b".")
+
+    torch.nn.modules.module.register_module_forward_pre_hook(note)
+
+
 def main(port: int, folder: Path) -> None:
     """Serves the dictionaries until ended."""
     from features import Dictionary
@@ -118,6 +141,7 @@ def main(port: int, folder: Path) -> None:
     made = [folder / str(seed) / "stdlib" for seed in SEEDS]
     if not all((out / "dictionary.json").exists() for out in made):
         made = make(folder)
+    count_passes(folder / "passes")
     browser.serve([Dictionary.open(out) for out in made], host="127.0.0.1", port=port)
 
 

@@ -11,13 +11,21 @@
   let touched = false; // since Python was last asked
   let pending = true; // until Python has answered what the address asked
 
+  // a link with `add` adds a feature to those that its page shows already, and leaves the page's other words
+  const joined = (page, words) => {
+    if (words.add === undefined) return words;
+    const have = ((memory[page] || words).features || "").split(",").filter(Boolean);
+    if (!have.some((part) => part.split("=")[0] === words.add)) have.push(words.add);
+    const { add, ...rest } = { ...(memory[page] || {}), ...words };
+    return { ...rest, features: have.join(",") };
+  };
   const read = () => {
     const words = Object.fromEntries(new URLSearchParams(window.location.search));
     const page = words.view || (words.feature !== undefined ? "feature" : "overview");
     if (words.dict !== undefined) dictionary = words.dict;
     delete words.view;
     delete words.dict;
-    return { page, words };
+    return { page, words: joined(page, words) };
   };
   const address = () => {
     const query = new URLSearchParams();
@@ -61,7 +69,7 @@
     },
     // a page by its name, with its words, such as {feature: "12"}
     go(page, words) {
-      open(page, words, "pushState");
+      open(page, joined(page, words), "pushState");
       window.scrollTo({ top: 0 });
     },
     // Gradio says this of the tabs that it opens itself, too

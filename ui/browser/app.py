@@ -29,6 +29,7 @@ AT_ONCE = 3
 """Answers of one kind that are worked on together: on two cores more of them wait for each other's turns."""
 SWITCH_INTERVAL_S = 0.0005
 """A language model hands Python's lock over thousands of times; at the usual 5 ms it waits for all other answers."""
+SCRIPTS = ("browser.js", "steer.js")
 LONGEST_WORD = 60_000
 """Of an address; longer ones are cut off, as servers refuse them."""
 SCRIPTS = ("browser.js", "overview.js", "feature.js", "keys.js")
@@ -141,6 +142,8 @@ def build(dictionaries: Sequence[Dictionary], limits: Limits | None = None) -> g
                 event.then(None, js=f"() => window.glassbox.answered('{module.NAME}')", api_visibility="private")
                 if page.then is not None:
                     page.then(event)
+                if page.unload is not None:
+                    app.unload(page.unload)
         api.offer(work)
         chosen.input(None, chosen, None, js="(name) => window.glassbox.dictionary(name)", api_visibility="private")
     return app

@@ -35,12 +35,13 @@ class Page:
     """A built page: the components that an address fills, and the function that fills them.
 
     `restore(dictionary, words)` returns a value for each of `outputs`; `then` is called with the event, for pages that
-    go on (with a language model, say) after their components are filled.
+    go on (with a language model, say) after their components are filled, and `unload` when a person closes them.
     """
 
     outputs: Sequence[Any]
     restore: Callable[[str, Words], list[Any]]
     then: Callable[[Any], None] | None = None
+    unload: Callable[[gr.Request], None] | None = None
 
 
 class Workspace:

@@ -138,7 +138,7 @@ def _heading(dictionary: Dictionary, feature: Feature, name: str, kept: dict[str
         return html.link(shown, "feature", name, f' data-feature="{to}" data-{attribute}', feature=to, **kept)
 
     before, after = dictionary.listing.beside(feature.id)
-    steer = "" if feature.is_dead else html.link("Steer with it", "steer", name, " data-steer", features=feature.id)
+    steer = "" if feature.is_dead else html.link("Steer with it", "steer", name, " data-steer", add=feature.id)
     state = ' <span class="state">dead</span>' if feature.is_dead else ""
     state = ' <span class="state">very dense</span>' if feature.density >= parts.DENSE else state
     return (
