@@ -1,6 +1,7 @@
 """Features that are active on a text, ranked by how strong, how surprising, or how effective they are.
 
-Enters: a text. Leaves: each token's features, and the features ranked over the whole text.
+Enters: a text. Leaves: each token's features, and the features ranked over the whole text. `features.active_documents`
+answers the same of an indexed document, from its stored events.
 
 The model reads the text once, the SAE encodes every token, and each event (feature f with value a at token p) gets a
 measure:
@@ -22,6 +23,9 @@ Source of the last: attribution patching to zero (Nanda 2023), as Marks et al. 2
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -33,6 +37,7 @@ from features.records import ActiveFeature, ActiveFeatures
 if TYPE_CHECKING:
     import torch
 
+    from activations import LanguageModel
     from features.dictionary import Dictionary
 
 MEASURES = ("activation", "surprise", "effect", "attribution")
@@ -40,7 +45,18 @@ AIMED = ("effect", "attribution")
 """Measures that have a target token."""
 
 
-class _Events(NamedTuple):
+class TextTooLong(ValueError):
+    """A text of more tokens than the model reads at once."""
+
+    def __init__(self, message: str, n_tokens: int, most_tokens: int, beginning: str) -> None:
+        super().__init__(message)
+        self.n_tokens = n_tokens
+        self.most_tokens = most_tokens
+        self.beginning = beginning
+        """As much of the text, from its start, as the model takes."""
+
+
+class Events(NamedTuple):
     """The events of a text, in the order of its tokens."""
 
     tokens: np.ndarray
@@ -58,11 +74,11 @@ def active_on(
     Raises:
         ValueError: an empty text, an unknown measure, a target that is no single token, or an SAE or model for which
             the measure has no meaning.
+        TextTooLong: more tokens than the model takes; it holds the beginning that fits.
     """
     import torch
 
-    if by not in MEASURES:
-        raise ValueError(f"measure {by!r} is unknown, expected one of {', '.join(MEASURES)}: choose one of these")
+    check_measure(by, MEASURES)
     if target is not None and by not in AIMED:
         raise ValueError(f"a target was given for the measure {by}, expected none: rank by effect or attribution")
     if not text:
@@ -72,11 +88,14 @@ def active_on(
     real = batch.mask[0].bool()
     if not bool(real.any()):
         raise ValueError("the text has no tokens, expected at least one: write some text")
+    if batch.tokens.shape[1] > lm.context_tokens and lm.kind != "encoder-decoder":
+        raise _too_long(lm, text, batch.tokens[0].tolist())
     with torch.no_grad():
         captured = lm.capture(batch.tokens, batch.mask, dictionary.sites)
         codes = wiring.encode_sites(sae, {site: x[0][real].flatten(1) for site, x in captured.items()})
     ids = batch.tokens[0][real]
-    events = _events(codes, ids.numpy(), lm.special_ids if dictionary.info["exclude_special_tokens"] else frozenset())
+    special = np.isin(ids.numpy(), list(lm.special_ids))
+    events = _events(codes, special & bool(dictionary.info["exclude_special_tokens"]))
     aim = None
     if by in AIMED:
         if lm.kind != "decoder":
@@ -84,41 +103,58 @@ def active_on(
         aim = _target(lm, batch, target)
         of = _direct if by == "effect" else _through_gradient
         measures = of(dictionary, batch, real, events, aim)
-    elif by == "surprise":
-        measures = _surprise(dictionary, events)
     else:
-        maxima = dictionary.max_activations[events.features]
-        measures = np.where(maxima > 0, np.abs(events.values) / np.where(maxima > 0, maxima, 1), 0.0)
-    return _ranked(dictionary, text, lm.token_strings(ids.tolist()), events, measures, top, by, aim)
+        measures = measured(dictionary, events, by)
+    tokens, places = lm.token_strings(ids.tolist()), np.flatnonzero(special).tolist()
+    aimed = None if aim is None else lm.token_strings([aim])[0]
+    return ranked(dictionary, ActiveFeatures(text, tokens, [], [], by, aimed, [], places), events, measures, top)
 
 
-def _events(codes: Any, ids: np.ndarray, special: frozenset[int]) -> _Events:
+def check_measure(by: str, known: Sequence[str]) -> None:
+    """ValueError where a measure is none of those known."""
+    if by not in known:
+        raise ValueError(f"measure {by!r} is unknown, expected one of {', '.join(known)}: choose one of these")
+
+
+def _too_long(lm: LanguageModel, text: str, ids: list[int]) -> TextTooLong:
+    most = lm.context_tokens
+    # special tokens that the tokenizer adds are no part of the text
+    length = sum(len(token) for token in lm.token_strings([id for id in ids[:most] if id not in lm.special_ids]))
+    while length and (excess := len(lm.encode([text[:length]])[0]) - most) > 0:
+        length -= excess
+    told = f"the text has {len(ids):,} tokens, {lm.name} takes at most {most:,}: give a part of it"
+    return TextTooLong(told, len(ids), most, text[:length])
+
+
+def measured(dictionary: Dictionary, events: Events, by: str) -> np.ndarray:
+    """float64 [events]: the measure that needs no model, activation or surprise."""
+    if by == "surprise":
+        return _surprise(dictionary, events)
+    maxima = dictionary.max_activations[events.features]
+    return np.where(maxima > 0, np.abs(events.values) / np.where(maxima > 0, maxima, 1), 0.0)
+
+
+def _events(codes: Any, left_out: np.ndarray) -> Events:
     values, indices = codes.values.float().cpu().numpy(), codes.indices.cpu().numpy()
     scale = np.ones(len(values)) if codes.scale is None else codes.scale.double().cpu().numpy()
-    kept = (indices >= 0) & (values != 0) & ~np.isin(ids, list(special))[:, None]
+    kept = (indices >= 0) & (values != 0) & ~left_out[:, None]
     tokens, slots = np.nonzero(kept)
     found = values[tokens, slots].astype(float)
-    return _Events(tokens, indices[tokens, slots].astype(np.int64), found, found * scale[tokens])
+    return Events(tokens, indices[tokens, slots].astype(np.int64), found, found * scale[tokens])
 
 
-def _ranked(
-    dictionary: Dictionary,
-    text: str,
-    tokens: list[str],
-    events: _Events,
-    measures: np.ndarray,
-    top: int,
-    by: str,
-    aim: int | None,
+def ranked(
+    dictionary: Dictionary, text: ActiveFeatures, events: Events, measures: np.ndarray, top: int
 ) -> ActiveFeatures:
+    """A text, still without its features, with those of each token and the `top` of the whole."""
+    by, tokens = text.by, text.tokens
     # a token's features by activation are ordered by its own size, not by its share of a maximum
     strength = np.abs(events.values if by == "activation" else measures)
     order = np.lexsort((events.features, -strength, events.tokens))
-    per_token: list[list[tuple[int, float]]] = [[] for _ in tokens]
-    per_token_measures: list[list[float]] = [[] for _ in tokens]
-    for place in order.tolist():
-        per_token[events.tokens[place]].append((int(events.features[place]), float(events.values[place])))
-        per_token_measures[events.tokens[place]].append(float(measures[place]))
+    entries = list(zip(events.features[order].tolist(), events.values[order].astype(float).tolist(), strict=True))
+    sizes = measures[order].astype(float).tolist()
+    ends = np.searchsorted(events.tokens[order], np.arange(len(tokens) + 1)).tolist()
+    runs = list(pairwise(ends))
     found, owner = np.unique(events.features, return_inverse=True)
     totals = np.zeros(found.size)
     if by == "surprise":
@@ -126,10 +162,11 @@ def _ranked(
     else:
         np.add.at(totals, owner, measures)
     best = np.lexsort((found, -np.abs(totals)))[: max(top, 0)]
-    strongest = {int(owner[place]): int(place) for place in np.lexsort((-events.tokens, strength)).tolist()}
-    largest = {int(owner[place]): int(place) for place in np.lexsort((-events.tokens, np.abs(events.values))).tolist()}
+    # of equals the first: later entries of a dict replace earlier ones
+    strongest = _last_of(owner, np.lexsort((-events.tokens, strength)))
+    largest = _last_of(owner, np.lexsort((-events.tokens, np.abs(events.values))))
     texts = dictionary.explanations_of(found[best].tolist())
-    ranked = [
+    listed = [
         ActiveFeature(
             feature=int(found[place]),
             total=float(totals[place]),
@@ -139,12 +176,17 @@ def _ranked(
         )
         for place in best.tolist()
     ]
-    target = None if aim is None else dictionary.lm.token_strings([aim])[0]
-    return ActiveFeatures(text, tokens, per_token, ranked, by, target, per_token_measures)
+    per_token = [entries[start:stop] for start, stop in runs]
+    return replace(text, per_token=per_token, ranked=listed, measures=[sizes[start:stop] for start, stop in runs])
 
 
-def _surprise(dictionary: Dictionary, events: _Events) -> np.ndarray:
-    wanted = np.unique(events.features)
+def _last_of(owner: np.ndarray, order: np.ndarray) -> dict[int, int]:
+    """The place that comes last in `order`, for each owner."""
+    return dict(zip(owner[order].tolist(), order.tolist(), strict=True))
+
+
+def _surprise(dictionary: Dictionary, events: Events) -> np.ndarray:
+    wanted, bounds = np.unique(events.features), np.arange(2)
     bins = dictionary.store.query(
         """select feature, low, high, count from histograms join (select unnest($wanted)::integer as feature)
         using (feature) order by feature, low""",
@@ -153,9 +195,13 @@ def _surprise(dictionary: Dictionary, events: _Events) -> np.ndarray:
     owner, low, high, count = (column.to_numpy() for column in bins.columns)
     n_tokens = int(dictionary.info["n_indexed_tokens"])
     found = np.empty(events.features.size)
+    by_feature = np.argsort(events.features, kind="stable")
+    sorted_features = events.features[by_feature]
     for feature in wanted.tolist():
-        mine, here = owner == feature, events.features == feature
-        at_least = events_at_least(np.abs(events.values[here]), low[mine], high[mine], count[mine])
+        first, last = np.searchsorted(owner, feature + bounds)
+        start, stop = np.searchsorted(sorted_features, feature + bounds)
+        here = by_feature[start:stop]
+        at_least = events_at_least(np.abs(events.values[here]), low[first:last], high[first:last], count[first:last])
         found[here] = -np.log2((at_least + 1) / (n_tokens + 1))
     return found
 
@@ -189,7 +235,7 @@ def _target(lm: Any, batch: Any, target: str | int | None) -> int:
     return int(ids[0])
 
 
-def _direct(dictionary: Dictionary, batch: Any, real: torch.Tensor, events: _Events, target: int) -> np.ndarray:
+def _direct(dictionary: Dictionary, batch: Any, real: torch.Tensor, events: Events, target: int) -> np.ndarray:
     import torch
 
     lm, sae = dictionary.lm, dictionary.sae
@@ -210,7 +256,7 @@ def _direct(dictionary: Dictionary, batch: Any, real: torch.Tensor, events: _Eve
 
 
 def _through_gradient(
-    dictionary: Dictionary, batch: Any, real: torch.Tensor, events: _Events, target: int
+    dictionary: Dictionary, batch: Any, real: torch.Tensor, events: Events, target: int
 ) -> np.ndarray:
     import torch
 

@@ -99,7 +99,7 @@ def compare(a: Dictionary, b: Dictionary, config: CompareConfig | None = None) -
     left.directions, right.directions = _directions(a, b)
     if left.directions is None:
         notes.append("Decoder directions stand in different spaces: features are matched by their events alone.")
-    is_same_sae = _is_same_sae(a, b)
+    same_sae = is_same_sae(a, b)
     if left.directions is None and text.n_tokens == 0:
         raise ValueError(
             f"{a.path} and {b.path} have neither decoder directions nor indexed text in common, expected one of them: "
@@ -117,7 +117,7 @@ def compare(a: Dictionary, b: Dictionary, config: CompareConfig | None = None) -
         back_by = _nearest(right, left, back)
         agreed = None if left.directions is None else _stability(left, right)
         advance(1)
-        own, other = _matched(left, right, forth_by, back_by, table, config, is_same_sae)
+        own, other = _matched(left, right, forth_by, back_by, table, config, same_sae)
         matched_a, matched_b = np.zeros(left.n, dtype=bool), np.zeros(right.n, dtype=bool)
         matched_a[own], matched_b[other] = True, True
         told = Told(left, right, text, config.examples)
@@ -134,14 +134,14 @@ def compare(a: Dictionary, b: Dictionary, config: CompareConfig | None = None) -
                 known = {entry.found.feature for entry in lost}
                 absorbed += lost
                 divided += [entry for entry in splits(one, two, pairs) if entry.split.feature not in known]
-            if not is_same_sae:
+            if not same_sae:
                 unique += _unique(one, two, nearest, pairs, taken, config)
         advance(1)
     unique.sort(key=lambda entry: -entry.share)
     divided.sort(key=lambda entry: -entry.split.share)
     absorbed.sort(key=lambda entry: -entry.found.events * entry.found.silent)
-    by = BY_INDEX if is_same_sae else BY_BOTH
-    if not is_same_sae and (left.directions is None or table is None):
+    by = BY_INDEX if same_sae else BY_BOTH
+    if not same_sae and (left.directions is None or table is None):
         by = BY_EVENTS if left.directions is None else BY_DIRECTIONS
     return Comparison(
         a=_facts(left, matched_a, unique),
@@ -210,7 +210,8 @@ def _directions(a: Dictionary, b: Dictionary) -> tuple[np.ndarray | None, np.nda
     return unit_rows(found[0]).cpu().numpy(), unit_rows(found[1]).cpu().numpy()
 
 
-def _is_same_sae(a: Dictionary, b: Dictionary) -> bool:
+def is_same_sae(a: Dictionary, b: Dictionary) -> bool:
+    """Tells whether two dictionaries are of one SAE, indexed over two models: a number means the same in both."""
     if not _models_differ(a, b) or a.n_features != b.n_features:
         return False
     first, second = a.sae.state_dict(), b.sae.state_dict()

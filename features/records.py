@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -175,6 +176,29 @@ class ActiveFeature:
     explanation: str
 
 
+class Cell(NamedTuple):
+    """A token on which a feature is active."""
+
+    token: int
+    """Index among the tokens of the text."""
+    activation: float
+    measure: float
+
+
+@dataclass(frozen=True)
+class DocumentPart:
+    """Where a piece of indexed text stands."""
+
+    document: int
+    name: str
+    first_position: int
+    """Position in the document of the piece's first token."""
+    document_positions: tuple[int, int]
+    """Position of the document's first token, and the one behind its last."""
+    all_events: bool
+    """Whether every event is kept; otherwise those around the examples of features alone."""
+
+
 @dataclass(frozen=True)
 class ActiveFeatures:
     """What is active on a text: per token and ranked over the whole."""
@@ -190,16 +214,52 @@ class ActiveFeatures:
     """The token whose logit effects are on."""
     measures: list[list[float]] = field(default_factory=list)
     """The measure of each entry of `per_token`."""
+    special: list[int] = field(default_factory=list)
+    """Indexes of tokens that mark something instead of saying it, such as a beginning; of an indexed document those
+    that its statistics leave out."""
+    part: DocumentPart | None = None
+    """Where the text stands, if it is a piece of an indexed document."""
 
     def rows(self) -> list[dict[str, Any]]:
         return [asdict(entry) for entry in self.ranked]
+
+    def cell_rows(self) -> list[dict[str, Any]]:
+        """A record for each feature at each token on which it is active."""
+        return [
+            {"token": index, "text": token, "feature": feature, "activation": value, self.by: measure}
+            if self.by != "activation"
+            else {"token": index, "text": token, "feature": feature, "activation": value, "share_of_maximum": measure}
+            for index, (token, entries, sizes) in enumerate(
+                zip(self.tokens, self.per_token, self.measures, strict=True)
+            )
+            for (feature, value), measure in zip(entries, sizes, strict=True)
+        ]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)
 
     def activations(self, feature: int) -> list[float]:
         """One feature's activation at each token."""
-        return [dict(entries).get(feature, 0.0) for entries in self.per_token]
+        found = {cell.token: cell.activation for cell in self.cells(feature)}
+        return [found.get(index, 0.0) for index in range(len(self.tokens))]
+
+    def cells(self, feature: int) -> list[Cell]:
+        """The tokens on which a feature is active, in their order."""
+        return self._cells.get(feature, [])
+
+    @property
+    def features(self) -> list[int]:
+        """The features that are active anywhere, in the order of their first tokens."""
+        return list(self._cells)
+
+    @cached_property
+    def _cells(self) -> dict[int, list[Cell]]:
+        found: dict[int, list[Cell]] = {}
+        for index, entries in enumerate(self.per_token):
+            sizes = self.measures[index] if self.measures else [value for _, value in entries]
+            for (feature, value), measure in zip(entries, sizes, strict=True):
+                found.setdefault(feature, []).append(Cell(index, value, measure))
+        return found
 
 
 def histogram_of(bins: list[dict[str, Any]]) -> Histogram:

@@ -52,6 +52,8 @@ class LogitLens:
     token_ids: tuple[int, ...]
     tokens: tuple[str, ...]
     """The faithful text of each token."""
+    positions: tuple[int, ...]
+    """Where each of these tokens stands in the text; all of them unless some were asked for."""
     top_ids: Int[np.ndarray, "sites tokens top"]
     """The most probable tokens, most probable first."""
     top_tokens: tuple[tuple[tuple[str, ...], ...], ...]
@@ -82,7 +84,7 @@ class LogitLens:
         return [
             {
                 "site": site,
-                "position": position,
+                "position": self.positions[position],
                 "token": token,
                 "top": list(self.top_tokens[place][position]),
                 "probabilities": plain(self.top_probabilities[place, position]),
@@ -110,16 +112,18 @@ def logit_lens(
     top: int = 5,
     target: str | int | None = None,
     sites: Sequence[str] | None = None,
+    positions: Sequence[int] | None = None,
 ) -> LogitLens:
     """Reads the residual stream of a text as predictions, layer by layer.
 
     Interventions that are at work (`lm.intervene`) are seen. `target` is a token asked about at every position, by its
     text or id; None asks about the token that the text itself has there. `sites` are places of width `d_model`
-    (default: the embeddings and every layer's output); the end of the stream is added where it is missing.
+    (default: the embeddings and every layer's output); the end of the stream is added where it is missing. `positions`
+    are the tokens that are read, by index (default: all): the head over a large vocabulary takes most of the time.
 
     Raises:
         ValueError: empty or too long text, a target of several tokens, a model without a head over tokens, a site that
-            is not part of the residual stream.
+            is not part of the residual stream, a position outside the text.
     """
     if top < 1:
         raise ValueError(f"got top={top}, expected at least 1: ask for one token or more")
@@ -127,7 +131,16 @@ def logit_lens(
     check_readout(lm)
     places = _places(lm, stream_sites(lm) if sites is None else sites)
     asked = expected_ids(lm, tokens) if target is None else [token_id(lm, target)] * tokens.shape[1]
+    kept = range(tokens.shape[1]) if positions is None else list(positions)
+    if any(not 0 <= place < tokens.shape[1] for place in kept) or not len(kept):
+        raise ValueError(
+            f"got positions {list(kept)}, expected some of 0 to {tokens.shape[1] - 1}: name tokens of the text"
+        )
+    asked = [asked[place] for place in kept]
     stream = {site: value[0] for site, value in lm.capture(tokens, None, places).items()}
+    if positions is not None:
+        stream = {site: value[list(kept)] for site, value in stream.items()}
+    ids = [int(tokens[0, place]) for place in kept]
     top = min(top, lm.vocab_size)
     chunk = max(1, CHUNK_VALUES // lm.vocab_size)
     wanted = torch.tensor(asked, device=lm.device)
@@ -143,8 +156,9 @@ def logit_lens(
         model=lm.name,
         text=text if isinstance(text, str) else None,
         sites=tuple(places),
-        token_ids=tuple(tokens[0].tolist()),
-        tokens=tuple(lm.token_strings(tokens[0])),
+        token_ids=tuple(ids),
+        tokens=tuple(lm.token_strings(ids)),
+        positions=tuple(kept),
         top_ids=top_ids,
         top_tokens=tuple(tuple(tuple(strings[each] for each in row) for row in place) for place in top_ids.tolist()),
         top_probabilities=joined["top_probabilities"],

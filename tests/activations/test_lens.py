@@ -127,3 +127,14 @@ def test_a_head_that_is_read_wrongly_is_refused() -> None:
     )
     with pytest.raises(ValueError, match=r"makes its logits otherwise than its final norm and head do"):
         logit_lens(lm, TEXT)
+
+
+def test_chosen_positions_read_as_they_do_among_all(lm: LanguageModel) -> None:
+    whole, part = logit_lens(lm, TEXT), logit_lens(lm, TEXT, positions=[3, 1])
+    assert part.positions == (3, 1)
+    assert part.tokens == (whole.tokens[3], whole.tokens[1])
+    np.testing.assert_allclose(part.target_probabilities, whole.target_probabilities[:, [3, 1]], rtol=1e-4)
+    np.testing.assert_array_equal(part.target_ranks, whole.target_ranks[:, [3, 1]])
+    assert [row["position"] for row in part.rows()[:2]] == [3, 1]
+    with pytest.raises(ValueError, match="positions .*expected some of 0 to"):
+        logit_lens(lm, TEXT, positions=[99])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from features import Dictionary, build_index
-from features.active import events_at_least
+from features.active import TextTooLong, events_at_least
 from sae import SAE, SAEConfig
 
 SITE = "resid_post.1"
@@ -110,3 +110,20 @@ def test_a_target_must_be_one_token_and_needs_a_measure_that_has_one(dictionary:
         dictionary.active_on(TEXT, by="beauty")
     with pytest.raises(ValueError, match="target was given for the measure surprise, expected none"):
         dictionary.active_on(TEXT, by="surprise", target="a")
+
+
+def test_a_text_too_long_says_how_long_it_is_and_brings_the_beginning_that_fits(dictionary: Dictionary) -> None:
+    lm = dictionary.lm
+    text = "import self value " * lm.context_tokens
+    with pytest.raises(TextTooLong, match=f"tokens, .* takes at most {lm.context_tokens:,}: give a part of it") as told:
+        dictionary.active_on(text)
+    assert told.value.n_tokens == len(lm.encode([text])[0])
+    assert text.startswith(told.value.beginning)
+    assert lm.context_tokens - 3 <= len(lm.encode([told.value.beginning])[0]) <= lm.context_tokens
+    assert dictionary.active_on(told.value.beginning).ranked
+
+
+def test_special_tokens_are_named(dictionary: Dictionary) -> None:
+    found = dictionary.active_on(TEXT)
+    ids = dictionary.lm.encode([TEXT])[0]
+    assert found.special == [place for place, token in enumerate(ids) if token in dictionary.lm.special_ids]

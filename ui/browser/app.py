@@ -32,7 +32,7 @@ SWITCH_INTERVAL_S = 0.0005
 SCRIPTS = ("browser.js", "steer.js")
 LONGEST_WORD = 60_000
 """Of an address; longer ones are cut off, as servers refuse them."""
-SCRIPTS = ("browser.js", "overview.js", "feature.js", "keys.js")
+SCRIPTS = ("browser.js", "overview.js", "feature.js", "keys.js", "text.js")
 KEYS = {
     "/": "search",
     "j": "next feature, or next row of the list",

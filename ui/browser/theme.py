@@ -35,4 +35,4 @@ def theme() -> gr.Theme:
 
 def style() -> str:
     """Returns the style sheet for `launch`."""
-    return f"{html.stylesheet('.dark .gb')}\n{html.asset('browser.css')}"
+    return f"{html.stylesheet('.dark .gb')}\n{html.asset('browser.css')}\n{html.asset('text.css')}"
