@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from activations.analyses.roles import head_roles as head_roles
     from activations.analyses.running import Analysis as Analysis
     from activations.analyses.running import analyze as analyze
+    from activations.analyses.running import analyze_stepwise as analyze_stepwise
     from activations.analyses.targets import AtSite as AtSite
     from activations.analyses.targets import Continuation as Continuation
 
@@ -62,6 +63,7 @@ _HOMES = {
     "ablate_components": "ablation",
     "activation_norms": "norms",
     "analyze": "running",
+    "analyze_stepwise": "running",
     "attention_patterns": "attention",
     "attention_routes": "attention",
     "attribute": "attribution",

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,8 @@ class Analysis:
     """Seconds that each method took."""
     left_out: dict[str, str]
     """Methods that were not asked for by name and do not apply, with the reason."""
+    ended: str
+    """The method that ended last."""
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns a record for each method."""
@@ -154,6 +156,29 @@ def analyze(
         ValueError: an empty or too long text, an unknown method, a method without what it needs, an unknown target.
         FileNotFoundError: no model of this name.
     """
+    with progress("Analyse", len(chosen_methods(methods, compare)), "methods") as advance:
+        for found in analyze_stepwise(
+            model, text, methods, compare=compare, target=target, contrast=contrast, position=position
+        ):
+            advance(1, found.ended)
+    return found
+
+
+def analyze_stepwise(
+    model: LanguageModel | str,
+    text: str,
+    methods: Sequence[str] | None = None,
+    *,
+    compare: str | None = None,
+    target: Target = None,
+    contrast: str | int | None = None,
+    position: int | None = None,
+) -> Iterator[Analysis]:
+    """Yields what is known after each method of `analyze`, so that it can be shown, or stopped, before the next.
+
+    Raises:
+        ValueError, FileNotFoundError: as `analyze`.
+    """
     from activations.model import LanguageModel
 
     chosen = chosen_methods(methods, compare)
@@ -161,30 +186,30 @@ def analyze(
     metric = Metric(lm, text, target, contrast=contrast, position=position)
     fixed = metric.token if metric.token is not None and not isinstance(target, Continuation) else target
     asked = _Question(lm, text, compare, metric, fixed, contrast, position, {})
+    tokens = tuple(lm.token_strings(metric.tokens[0, : metric.count]))
     times: dict[str, float] = {}
     left_out: dict[str, str] = {}
-    with progress("Analyse", len(chosen), "methods") as advance:
-        for name in chosen:
-            begun = time.perf_counter()
-            try:
-                asked.done[name] = METHODS[name](asked)
-            except ValueError as error:
-                if methods is not None:
-                    raise
-                left_out[name] = str(error)
-            else:
-                times[name] = time.perf_counter() - begun
-            advance(1, name)
-    return Analysis(
-        model=lm.name,
-        text=text,
-        compare=compare,
-        tokens=tuple(lm.token_strings(metric.tokens[0, : metric.count])),
-        target=metric.name,
-        results=asked.done,
-        time_s=times,
-        left_out=left_out,
-    )
+    for name in chosen:
+        begun = time.perf_counter()
+        try:
+            asked.done[name] = METHODS[name](asked)
+        except ValueError as error:
+            if methods is not None:
+                raise
+            left_out[name] = str(error)
+        else:
+            times[name] = time.perf_counter() - begun
+        yield Analysis(
+            model=lm.name,
+            text=text,
+            compare=compare,
+            tokens=tokens,
+            target=metric.name,
+            results=dict(asked.done),
+            time_s=dict(times),
+            left_out=dict(left_out),
+            ended=name,
+        )
 
 
 def chosen_methods(methods: Sequence[str] | None, compare: str | None) -> list[str]:

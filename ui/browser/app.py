@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from ui.browser import about, api, feature, features, overview, steer, text
+from ui.browser import about, analyse, api, feature, features, overview, steer, text
 from ui.browser.guard import BODY_BYTES, Guard, door, hosts_for
 from ui.browser.limits import Limits
 from ui.browser.theme import style, theme
@@ -24,7 +24,7 @@ from ui.views.shelf import Shelf
 if TYPE_CHECKING:
     from features import Dictionary
 
-PAGES: tuple[ModuleType, ...] = (overview, features, feature, text, steer, about)
+PAGES: tuple[ModuleType, ...] = (overview, features, feature, text, steer, analyse, about)
 AT_ONCE = 3
 """Answers of one kind that are worked on together: on two cores more of them wait for each other's turns."""
 SWITCH_INTERVAL_S = 0.0005

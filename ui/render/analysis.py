@@ -15,7 +15,8 @@ from rich.text import Text
 from ui.render import html
 from ui.render.figures import short
 from ui.render.heatmap import Heatmap, heatmap_svg, pixels, token_label
-from ui.render.html import escape, highlighted, visible
+from ui.render.html import chip, escape, explained, highlighted, visible
+from ui.render.links import Link, plain
 from ui.render.report import write_page
 from ui.render.tables import records_table
 
@@ -124,11 +125,22 @@ def sections(result: Analysis) -> list[str]:
     return parts
 
 
-def features_section(found: ActiveFeatures) -> str:
+def features_section(found: ActiveFeatures, link: Link = plain) -> str:
     """Returns the features that are active on the text, by their effect on the target."""
-    columns = ["feature", "effect", "activation", "token", "explanation"]
+    rows = [
+        {
+            "feature": link(row["feature"], str(row["feature"])),
+            "effect": f"{row['effect']:+.3g}",
+            "activation": f"{row['activation']:.3g}",
+            "token": chip(row["token"]),
+            "explanation": explained(row["explanation"]),
+        }
+        for row in feature_rows(found)
+    ]
     what = f"Features of the dictionary by their effect on the logit of {found.target!r} at the end of the text."
-    return _section("Features", what, _ranking(feature_rows(found), columns))
+    columns = {"feature": "Feature", "effect": "Effect", "activation": "Activation", "token": "Strongest at"}
+    listed = html.table(columns | {"explanation": "Explanation"}, rows, "list", numbers=("effect", "activation"))
+    return _section("Features", what, f'<div class="scrolls">{listed}</div>')
 
 
 def feature_rows(found: ActiveFeatures) -> list[dict[str, Any]]:
