@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from features import labels, schema, search
+from features import labels, schema
 from features.store import Store
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def feature_map(dictionary: Dictionary, seed: int = 0, again: bool = False) -> F
         columns = [live, place[:, 0], place[:, 1], cluster, [seed] * live.size, [labels.now()] * live.size]
         rows = pa.table(columns, schema=schema.TABLES["feature_map"].arrow_schema())
         store.write_labels("feature_map", rows, replace_where="true")
-    return _read(store)
+    return _read(dictionary)
 
 
 def stored_map(dictionary: Dictionary) -> FeatureMap | None:
@@ -95,13 +95,13 @@ def stored_map(dictionary: Dictionary) -> FeatureMap | None:
     store = dictionary.store
     live = store.query("select feature from features where not is_dead order by feature")["feature"].to_numpy()
     stored = store.query("select feature from feature_map order by feature")["feature"].to_numpy()
-    return _read(store) if stored.size and np.array_equal(stored, live) else None
+    return _read(dictionary) if stored.size and np.array_equal(stored, live) else None
 
 
-def _read(store: Store) -> FeatureMap:
+def _read(dictionary: Dictionary) -> FeatureMap:
+    store = dictionary.store
     points = store.query("select feature, x, y, cluster from feature_map order by feature").to_pydict()
-    rows = store.query(f"select feature, text from ({search.SHOWN_EXPLANATIONS})").to_pydict()
-    says = dict(zip(rows["feature"], rows["text"], strict=True))
+    says = dictionary.explanations_of(points["feature"])
     return FeatureMap(
         features=points["feature"],
         x=points["x"],

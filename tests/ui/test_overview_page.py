@@ -17,6 +17,7 @@ from features.overview import frontier, metrics_of
 from tests.ui.conftest import Visit
 from tests.ui.served import CANARY, N_FEATURES, SEEDS
 from ui.views import about
+from ui.views import features as features_view
 from ui.views import overview as view
 
 
@@ -43,6 +44,16 @@ def test_every_live_feature_is_in_one_bin_of_density(dictionary: Dictionary) -> 
         assert entry.features == sum(entry.low <= density < entry.high for density in densities)
     assert sum(entry.features for entry in bins) == len(densities)
     assert all(one.high == other.low for one, other in itertools.pairwise(bins))
+
+
+def test_a_range_of_densities_lists_its_features_alone(dictionary: Dictionary) -> None:
+    tallest = max(dictionary.overview.densities, key=lambda entry: entry.features)
+    words = {"low": f"{tallest.low:.6g}", "high": f"{tallest.high:.6g}"}
+    shown = features_view.feature_list(dictionary, words, 0, "d")
+    assert f"{tallest.features:,}" in shown
+    whole = features_view.feature_list(dictionary, {}, 0, "d")
+    assert f"{N_FEATURES - 1:,}" in whole
+    assert f"{N_FEATURES - 1:,}" not in shown
 
 
 def test_quality_that_nobody_measured_is_said_to_be_missing(dictionary: Dictionary) -> None:

@@ -93,6 +93,7 @@ def _filter(words: Mapping[str, str]) -> Any:
     from features.listing import FeatureFilter
 
     least, most = DENSITIES.get(words.get("density", ""), (None, None))
+    least, most = share(words.get("low", "")) or least, share(words.get("high", "")) or most
     cluster = words.get("cluster", "")
     return FeatureFilter(
         show=SHOWN.get(words.get("show", ""), "live"),
