@@ -180,10 +180,10 @@ def write_event_tables(
     features = tables["features"]
     tables["features"] = features.set_column(features.schema.get_field_index("first_event"), "first_event", first_event)
     by_feature = tables.pop("feature_tokens")
-    tables["page_tokens"] = _first_of_each(by_feature, PAGE_TOKENS)
+    tables["page_tokens"] = first_of_each(by_feature, PAGE_TOKENS)
     with ThreadPoolExecutor(TABLE_THREADS) as pool:
         # the longest first, and the many small parts of the last fill what is left of either thread's time
-        written = [pool.submit(lambda: write_table(build, "feature_tokens", _by_token(by_feature)))]
+        written = [pool.submit(lambda: write_table(build, "feature_tokens", by_token(by_feature)))]
         write = partial(write_table, build, row_group=FEATURE_ROW_GROUP)
         written += [pool.submit(write, name, table) for name, table in tables.items()]
         write("coactivations", together.table(config.coactivations, pool))
@@ -217,7 +217,7 @@ def _windows(corpus: Corpus, config: IndexConfig) -> np.ndarray:
     return np.concatenate(([0], np.cumsum(key[1:] != key[:-1]))).astype(np.int32)
 
 
-def _first_of_each(table: pa.Table, most: int) -> pa.Table:
+def first_of_each(table: pa.Table, most: int) -> pa.Table:
     """The first rows of every feature in a table that is ordered by feature."""
     features = table["feature"].to_numpy()
     starts = np.searchsorted(features, np.arange(features.max(initial=-1) + 1))
@@ -225,7 +225,7 @@ def _first_of_each(table: pa.Table, most: int) -> pa.Table:
     return table.filter(pa.array(rank < most))
 
 
-def _by_token(table: pa.Table) -> pa.Table:
+def by_token(table: pa.Table) -> pa.Table:
     """Rows of feature_tokens ordered by token, then from the largest share, then by feature."""
     token, mass = table["token_id"].to_numpy(), table["mass"].to_numpy()
     # shares are positive: the bits of a float32 rise with it
@@ -279,7 +279,7 @@ def _feature_rows(
         ],
         schema=schema.TABLES["features"].arrow_schema(),
     )
-    return features, _histogram_rows(histogram, events.first, max_bins)
+    return features, histogram_rows(histogram, events.first, max_bins)
 
 
 def histogram_bins(activations: np.ndarray) -> np.ndarray:
@@ -296,7 +296,7 @@ def histogram_edge(bins: np.ndarray) -> np.ndarray:
     return ((np.asarray(bins, dtype=np.int32) + _FIRST_BIN) << HISTOGRAM_SHIFT).view(np.float32)
 
 
-def _histogram_rows(counts: np.ndarray, first: int, max_bins: int) -> pa.Table:
+def histogram_rows(counts: np.ndarray, first: int, max_bins: int) -> pa.Table:
     """The highest `max_bins` bins of each feature of `counts` [features, bins]; what lies below joins the lowest."""
     n, n_bins = counts.shape
     highest = n_bins - 1 - np.argmax(counts[:, ::-1] > 0, axis=1)

@@ -262,8 +262,9 @@ def build_indexes(
             _fill(open_builds, missing, lm, corpus, config)
             processes.wait()
             encoded = time.perf_counter()
+            readout = logit_effects.Readout(lm, corpus, config.batch_tokens)
             for build in open_builds:
-                processes.on_first(partial(build.finish, encoded - started, len(open_builds)))
+                processes.on_first(partial(build.finish, encoded - started, len(open_builds), readout))
     finally:
         for build in open_builds:
             build.release()
@@ -375,11 +376,11 @@ class _Build:
         self.spill.chunk_events = max(self.spill.chunk_events // builds, 1)
         return self.spill.missing(n_batches)
 
-    def finish(self, encoding_s: float, builds: int) -> None:
+    def finish(self, encoding_s: float, builds: int, readout: logit_effects.Readout) -> None:
         """Writes the tables, and then the manifest that makes them count."""
         began = time.perf_counter()
         self.spill.read_again()
-        facts = self._write_tables()
+        facts = self._write_tables(readout)
         manifest = {
             "format": FORMAT,
             "build": self.path.name,
@@ -405,7 +406,7 @@ class _Build:
             if other != self.path and not (other / SPILL).exists():
                 remove_build(other)
 
-    def _write_tables(self) -> dict[str, Any]:
+    def _write_tables(self, readout: logit_effects.Readout) -> dict[str, Any]:
         """Writes everything that the dictionary holds and returns what its manifest says of it."""
         sae, lm, corpus, config, spill = self.sae, self.lm, self.corpus, self.config, self.spill
         keeps_all = config.events == "all" and spill.n_events <= config.event_limit
@@ -420,7 +421,7 @@ class _Build:
         reads_itself = sae.metadata.get("basis") is not None
         read_alike = geometry.neighbours(sae.W_enc, 0 if reads_itself else config.neighbours)
         write_table(self.path, "encoder_neighbours", read_alike, FEATURE_ROW_GROUP)
-        for table, rows in logit_effects.tables(sae, lm, corpus, config).items():
+        for table, rows in logit_effects.tables(sae, readout, config.logits).items():
             write_table(self.path, table, rows, FEATURE_ROW_GROUP)
         write_pages(self.path, len(norms), PAGE_TABLES)
         sae.save(str(self.path / "sae"), format="saelens")

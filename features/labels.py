@@ -123,7 +123,9 @@ def keep_explanations(store: Store, method: str, features: Sequence[int]) -> Non
 def write_scores(store: Store, rows: pa.Table, method: str, scorers: Sequence[str]) -> None:
     """Replaces the scores of the explanations of `method` by `scorers`, and by their variants (`<scorer>_…`)."""
     which = " or ".join(f"scorer = '{_quoted(name)}' or starts_with(scorer, '{_quoted(name)}_')" for name in scorers)
-    store.write_labels("scores", rows, replace_where=f"method = '{_quoted(method)}' and ({which})")
+    # those of a merged dictionary's parts are of other text, and stay
+    of_this_text = f"method = '{_quoted(method)}' and source is null and ({which})"
+    store.write_labels("scores", rows, replace_where=of_this_text)
 
 
 def explanations_of(store: Store, feature: int) -> list[Explanation]:

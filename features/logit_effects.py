@@ -15,6 +15,7 @@ stream, or the model has no linear map from it to logits.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,21 +29,38 @@ from features import geometry, schema, wiring
 
 if TYPE_CHECKING:
     from features.corpus import Corpus
-    from features.index import IndexConfig
 
 NORM_TOKENS = 8192
 
 
-def tables(sae: Any, lm: Any, corpus: Corpus, config: IndexConfig) -> dict[str, pa.Table]:
-    """The rows of `logit_ids` and `normed_logit_ids`."""
+class Readout:
+    """A model's ways from the residual stream to the logits on a text, the same for all SAEs; computed at first use."""
+
+    def __init__(self, lm: Any, corpus: Corpus, batch_tokens: int) -> None:
+        self.lm = lm
+        self._corpus, self._batch_tokens = corpus, batch_tokens
+
+    @cached_property
+    def raw(self) -> Float[Tensor, "vocab d_model"]:
+        """The logits of a direction, up to the final norm's scale."""
+        return self.lm.logit_directions()
+
+    @cached_property
+    def normed(self) -> Float[Tensor, "vocab d_model"]:
+        """Through the final norm, averaged over the text, which the model reads for it."""
+        return self.lm.normed_logit_directions(final_rows(self.lm, self._corpus, self._batch_tokens))
+
+
+def tables(sae: Any, readout: Readout, most: int) -> dict[str, pa.Table]:
+    """The rows of `logit_ids` and `normed_logit_ids`, `most` tokens for each side of a feature."""
     written = wiring.residual_directions(sae)
-    if written is None or config.logits < 1 or not lm.has_unembedding or written.shape[1] != lm.d_model:
+    lm = readout.lm
+    if written is None or most < 1 or not lm.has_unembedding or written.shape[1] != lm.d_model:
         names = ("logit_ids", "normed_logit_ids")
         return {name: schema.TABLES[name].arrow_schema().empty_table() for name in names}
-    normed = lm.normed_logit_directions(final_rows(lm, corpus, config.batch_tokens))
     return {
-        "logit_ids": geometry.logits(written, lm.logit_directions(), config.logits),
-        "normed_logit_ids": geometry.logits(written, normed, config.logits),
+        "logit_ids": geometry.logits(written, readout.raw, most),
+        "normed_logit_ids": geometry.logits(written, readout.normed, most),
     }
 
 

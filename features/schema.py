@@ -250,6 +250,7 @@ PEOPLE = (
         failures=(pa.int64(), "windows without a usable answer, which the score leaves out"),
         seed=(pa.int64(), "seed of the windows drawn"),
         version=(pa.int32(), "version of the scorer's definition"),
+        source=(pa.string(), "merged dictionaries: the part on whose text it was measured; null: on all the text here"),
     ),
     _table(
         "labels",

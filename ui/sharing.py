@@ -260,16 +260,23 @@ def import_(
 def merge(
     dictionaries: Annotated[list[Path], typer.Argument(metavar="DICT DICT...", help="Dictionaries of one SAE.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="New folder.")],
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="M", help="Read the text again for effects through the final norm.")
+    ] = None,
 ) -> None:
     """Join dictionaries of one SAE over several texts: what one build over all the text would have made.
 
+    What is not quite that is printed.
+
     [dim]glassbox dict merge runs/code/dictionary/a runs/prose/dictionary/a --out runs/both[/dim]
+
+    [dim]glassbox dict merge A B --out runs/both --model embedded[/dim]
     """
     from features.sharing import merging
 
-    with closing(merging.merge(dictionaries, out)) as merged:
+    with closing(merging.merge(dictionaries, out, model)) as merged:
         told = f"{merged.n_features:,} features over {merged.info['n_tokens']:,} tokens"
-        _say(f"Dictionary: {merged.path} ({told})")
+        _say("\n".join([f"Dictionary: {merged.path} ({told})", *(f"note: {note}" for note in merged.info["notes"])]))
 
 
 def _numbers(text: str) -> list[int]:

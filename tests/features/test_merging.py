@@ -73,10 +73,74 @@ def test_a_merge_equals_the_single_build_table_by_table(halves: Path, tmp_path: 
     ):
         assert merged.info[key] == single.info[key]
     assert verification.verify(merged.path).ok
-    whole = dataclasses.replace(single.feature(3), top_normed_logits=[], bottom_normed_logits=[])
+    larger = Dictionary.open(halves / "b").feature(3)
+    kept = {name: getattr(larger, name) for name in ("top_normed_logits", "bottom_normed_logits")}
+    whole = dataclasses.replace(single.feature(3), **kept)
     assert merged.feature(3).to_json() == whole.to_json(), "all but the means over the text through the final norm"
+    assert merged.info["notes"] == [
+        "effects through the final norm are those over the text of b: give the model for all of it"
+    ]
     assert [part["name"] for part in merged.info["merged"]] == ["a", "b"]
     merged.close()
+
+
+def test_with_the_model_effects_through_the_final_norm_are_of_all_the_text(
+    halves: Path, tmp_path: Path, tiny_lm: Any
+) -> None:
+    merged = merge([halves / "a", halves / "b"], tmp_path / "merged", tiny_lm)
+    single = Dictionary.open(halves / "both")
+    ours, theirs = (d.sql("select * from normed_logits order by all") for d in (merged, single))
+    assert ours.drop_columns(["logit"]).equals(theirs.drop_columns(["logit"]))
+    np.testing.assert_allclose(ours["logit"].to_numpy(), theirs["logit"].to_numpy(), rtol=1e-5)
+    assert merged.feature(3).top_normed_logits != Dictionary.open(halves / "b").feature(3).top_normed_logits
+    assert merged.info["notes"] == []
+    merged.close()
+
+
+def test_scores_of_the_parts_keep_the_name_of_their_text(halves: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from features.labels import table, write_scores
+
+    parts = [Dictionary.open(shutil.copytree(halves / name, tmp_path / name)) for name in ("a", "b")]
+    row = {"feature": 3, "method": "m", "created": "2025-05-05T05:05:05+00:00"}
+    for value, part in zip((0.5, 0.75), parts, strict=True):
+        part.store.write_labels(
+            "scores", table("scores", [row | {"scorer": "detection", "score": value, "version": 2}])
+        )
+        said = [row | {"text": f"of {value}", "score": value, "author": "x"}]
+        said += [row | {"method": "taken", "text": f"taken {value}", "score": value, "author": "x"}]
+        part.store.write_labels("explanations", table("explanations", said))
+    merged = merge([part.path for part in parts], tmp_path / "merged")
+    question = "select score, version, source from scores order by score"
+    kept = [{"score": 0.5, "version": 2, "source": "a"}, {"score": 0.75, "version": 2, "source": "b"}]
+    assert merged.sql(question).to_pylist() == kept
+    # what was measured on a part is no score of the explanation here; what came along with it from elsewhere is
+    shown = merged.sql("select method, score from explanations order by all").to_pylist()
+    assert [(e["method"], e["score"]) for e in shown] == [("m", None), ("m", None), ("taken", 0.5), ("taken", 0.75)]
+    assert any(note.startswith("2 scores were measured on single parts") for note in merged.info["notes"])
+    own = row | {"scorer": "detection", "score": 0.6}
+    for _ in range(2):
+        write_scores(merged.store, table("scores", [own]), "m", ["detection"])
+    assert [r["source"] for r in merged.sql(question).to_pylist()] == ["a", None, "b"]
+    merged.close()
+
+
+def test_a_map_of_the_same_live_features_is_kept_and_another_one_named(halves: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from features.labels import table
+
+    part = Dictionary.open(shutil.copytree(halves / "a", tmp_path / "a"))
+    single = Dictionary.open(halves / "both")
+    live = single.sql("select feature from features where not is_dead")["feature"].to_pylist()
+    places = [{"feature": f, "x": f / 2, "y": 0.0, "cluster": 0, "seed": 1, "created": "now"} for f in live]
+    for rows, out in ((places, "kept"), (places[1:], "left")):
+        part.store.write_labels("feature_map", table("feature_map", rows), replace_where="true")
+        merged = merge([part.path, halves / "b"], tmp_path / out)
+        assert merged.sql("select feature, x from feature_map").num_rows == (len(live) if out == "kept" else 0)
+        assert any("the map of a is of other live features" in note for note in merged.info["notes"]) == (out == "left")
+        merged.close()
 
 
 def test_what_people_said_of_each_is_said_of_both(halves: Path, tmp_path: Path) -> None:
