@@ -19,7 +19,7 @@ The intervals are those of each feature by itself. The first of many features is
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -55,6 +55,7 @@ class LabelFeature:
     threshold: float
     """Says the label above it (`more`) or below it (`less`)."""
     n_test: int
+    """Texts, or tokens, of the test half."""
     explanation: str
 
 
@@ -67,6 +68,10 @@ class ByLabel:
     features: list[LabelFeature]
     duplicates: int
     """Texts that stood in the set before."""
+    unit: str = "texts"
+    """What carries the labels: `texts` or `tokens`."""
+    left_out: list[str] = field(default_factory=list)
+    """Labels of tokens that are too rare for two halves."""
 
     def rows(self) -> list[dict[str, Any]]:
         return [asdict(feature) for feature in self.features]
@@ -110,7 +115,7 @@ def by_label(
                 f"least {MIN_TEXTS} with and without: add texts"
             )
         train, test = (half.numpy() for half in halves(torch.from_numpy(is_label), seed))
-        found += _best(pooled, is_label, train, test, label, limit, seed)
+        found += best_features(pooled, is_label, train, test, label, limit, seed, np.arange(int(test.sum())))
     texts = dictionary.explanations_of([each.feature for each in found])
     told = [replace(each, explanation=texts.get(each.feature, "")) for each in found]
     return ByLabel(labelled.name, pooling, told, len(labelled.texts) - len(places))
@@ -145,23 +150,33 @@ def feature_aucs(pooled: Pooled, is_label: np.ndarray, chosen: np.ndarray) -> np
     return (total - yes * (yes - 1) / 2) / (yes * (n - yes))
 
 
-def _best(
-    pooled: Pooled, is_label: np.ndarray, train: np.ndarray, test: np.ndarray, label: str, limit: int, seed: int
+def best_features(
+    pooled: Pooled,
+    is_label: np.ndarray,
+    train: np.ndarray,
+    test: np.ndarray,
+    label: str,
+    limit: int,
+    seed: int,
+    owner: np.ndarray,
 ) -> list[LabelFeature]:
+    """The features whose AUC on the rows `train` is farthest from one half, with what they reach on the rows `test`.
+
+    `owner` numbers, from 0, what each row of `test` belongs to: intervals resample that. Explanations are left empty.
+    """
     import torch
 
     aucs = feature_aucs(pooled, is_label, train)
     best = np.argsort(-np.abs(aucs - 0.5), kind="stable")[: max(limit, 0)]
     columns = pooled.columns(torch.from_numpy(best)).numpy().astype(float)
     truth = is_label[test]
-    texts = np.arange(truth.size)
-    weights = scoring.document_weights(truth.size, seed)
+    weights = scoring.document_weights(int(owner.max()) + 1, seed)
     found = []
     for feature, values in zip(best.tolist(), columns.T, strict=True):
         sign = 1 if aucs[feature] >= 0.5 else -1
         threshold = best_threshold(sign * values[train], is_label[train])
-        accuracy = scoring.measure(scoring.balanced_accuracy, sign * values[test] > threshold, truth, texts, weights)
-        auc = scoring.measure(scoring.auc, values[test], truth, texts, weights)
+        accuracy = scoring.measure(scoring.balanced_accuracy, sign * values[test] > threshold, truth, owner, weights)
+        auc = scoring.measure(scoring.auc, values[test], truth, owner, weights)
         assert accuracy is not None
         assert auc is not None
         found.append(

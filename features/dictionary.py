@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from features import active, by_label, conditions, labels, search
+from features import active, by_label, by_token_label, conditions, labels, search
 from features.by_label import ByLabel
 from features.conditions import Answer, Condition
 from features.embedders import Embedder
 from features.feature_map import FeatureMap, feature_map
 from features.feature_rows import FeatureEvents, FeatureRows, records
+from features.labelled_tokens import LabelledTokens
 from features.labels import Explanation, Score
 from features.listing import FeatureFilter, Listing
 from features.lists import Lists
@@ -247,12 +248,19 @@ class Dictionary:
         return active.active_on(self, text, top, by, target)
 
     def by_label(
-        self, labelled: LabelledText, limit: int = 10, pooling: Literal["max", "mean"] = "max", seed: int = 0
+        self,
+        labelled: LabelledText | LabelledTokens,
+        limit: int = 10,
+        pooling: Literal["max", "mean"] = "max",
+        seed: int = 0,
     ) -> ByLabel:
         """The features that best tell each label from the rest, with held-out scores (`features.by_label`).
 
-        `labelled` comes from `sae.labelled_text`. Loads the model.
+        `labelled` comes from `sae.labelled_text`, or from `features.labelled_tokens`: then `pooling`, over a text's
+        tokens, has no part in it. Loads the model.
         """
+        if isinstance(labelled, LabelledTokens):
+            return by_token_label.by_token_label(self, labelled, limit, seed)
         return by_label.by_label(self, labelled, limit, pooling, seed=seed)
 
     def find(self, condition: str | Condition, limit: int = 20) -> Answer:

@@ -159,38 +159,50 @@ def by_label(
     labelled: Annotated[
         str,
         typer.Argument(
-            metavar="SET", help="Labelled texts: a JSONL or CSV file (.gz), or topics, forms, sentiment, subjects."
+            metavar="SET",
+            help="Labelled texts: a JSONL or CSV file (.gz), or topics, forms, sentiment, subjects. "
+            "Labelled tokens: JSONL with spans, CoNLL-U, IOB.",
         ),
     ],
     pooling: Annotated[
         Pooling, typer.Option("--pooling", help="A text's largest activation, or its mean.")
     ] = Pooling.max,
+    field: Annotated[
+        str | None,
+        typer.Option("--field", metavar="F", help="Labels of tokens: name of the field, or number of the column."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the halves.")] = 0,
     limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Features of each label.")] = 5,
     model: ModelCopyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find the features that best tell labelled texts apart. Loads the model.
+    """Find the features that best tell labelled texts, or tokens, apart. Loads the model.
 
     Features are chosen on one half of the texts; balanced accuracy and AUC, with 95 % intervals, are of the other half.
 
     [dim]glassbox by-label DICT topics[/dim]
 
     [dim]glassbox by-label DICT reviews.csv --limit 3[/dim]
+
+    [dim]glassbox by-label DICT names.iob2[/dim] (tokens)
     """
-    from features import Dictionary
+    from features import Dictionary, labelled_tokens
     from sae.labelled_text import labelled_text
 
-    texts = labelled_text(labelled)
+    if field is not None or labelled_tokens.is_labelled_tokens(labelled):
+        texts = labelled_tokens.labelled_tokens(labelled, field)
+    else:
+        texts = labelled_text(labelled)
     with closing(Dictionary.open(dictionary, model=model)) as opened:
         found = opened.by_label(texts, limit, pooling.value, seed=seed)
     rows = [
         {"label": e.label, "feature": e.feature, "active": e.direction}
         | {"balanced accuracy": _within(e.balanced_accuracy, e.balanced_accuracy_low, e.balanced_accuracy_high)}
-        | {"AUC": _within(e.auc, e.auc_low, e.auc_high), "texts": e.n_test, "explanation": e.explanation}
+        | {"AUC": _within(e.auc, e.auc_low, e.auc_high), found.unit: e.n_test, "explanation": e.explanation}
         for e in found.features
     ]
     again = f", {found.duplicates} repeated texts left out" if found.duplicates else ""
+    again += f", too rare: {', '.join(found.left_out)}" if found.left_out else ""
     _answer(json.loads(found.to_json()), as_json, f"Held-out scores on {found.name}{again}", rows)
 
 
