@@ -55,6 +55,7 @@ from features.store import (
     remove_build,
     write_json,
 )
+from sae.formats.saelens import stored_name
 
 if TYPE_CHECKING:
     from features.dictionary import Dictionary
@@ -445,7 +446,9 @@ class _Build:
 
 
 def _check_sae(sae: Any, lm: Any, other_model: bool) -> None:
-    """ValueError unless the SAE reads sites of this very model."""
+    """ValueError unless the SAE is a finished one that reads sites of this very model."""
+    if sae.metadata.get("basis") is None:
+        stored_name(sae.config)  # it is stored at the end: hours later
     if not (sae.metadata.get("site") or sae.metadata.get("sites")):
         raise ValueError("the SAE names no site, expected metadata['site'] such as 'resid_post.1': set it and save")
     d_in = sae.config.d_in

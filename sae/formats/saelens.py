@@ -34,6 +34,7 @@ from sae.formats.files import (
 )
 
 if TYPE_CHECKING:
+    from sae.config import SAEConfig
     from sae.model import SAE
 
 CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
@@ -58,6 +59,8 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     "crosscoder": ("crosscoder", None),
     "clt": ("clt", None),
 }
+_STORED = {value: name for name, value in _NAMES.items() if name not in ("batchtopk", "matryoshka_batchtopk")}
+_ACTIVATIONS = ("topk", "relu", "jumprelu")
 _NORMALIZATIONS = ("none", "expected_average_only_in", "constant_norm_rescale", "layer_norm")
 _OLD_NAMES = {
     "hook_point": "hook_name",
@@ -249,8 +252,28 @@ def _metadata(folder: Path, content: dict[str, Any], config: dict[str, Any]) -> 
     return known(**metadata)
 
 
+def stored_name(config: SAEConfig) -> str:
+    """The architecture's name in `cfg.json`.
+
+    Raises:
+        ValueError: a kind of training, which ends as another kind of SAE: nothing tells which codes it would have.
+    """
+    wired = config.architecture in ("transcoder", "skip_transcoder")
+    several = config.architecture in ("crosscoder", "clt")
+    activation = (config.activation or "topk") if wired or several else None
+    name = _STORED.get((config.architecture, activation if wired else None))
+    if name is None or (several and activation not in _ACTIVATIONS):
+        kind = config.architecture if activation is None else f"{config.architecture} with activation {activation}"
+        raise ValueError(
+            f"`{kind}` is a kind of training, which ends as another kind of SAE (batchtopk as jumprelu, p_anneal as "
+            "standard), expected a finished one: take the SAE that training wrote"
+        )
+    return name
+
+
 def write(sae: SAE, folder: Path) -> None:
     """Writes the native layout; `cfg.json` comes last, so that a folder is whole or none."""
+    stored_name(sae.config)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
     tensors = {name: value.detach() for name, value in sae.state_dict().items()}
@@ -290,12 +313,11 @@ def _content(sae: SAE) -> dict[str, Any]:
         "dataset_path": data.get("source"),
         "sae_lens_version": "6.0.0",
     }
-    names = {value: name for name, value in _NAMES.items() if name not in ("batchtopk", "matryoshka_batchtopk")}
     wired = config.architecture in ("transcoder", "skip_transcoder")
     several = config.architecture in ("crosscoder", "clt")
     activation = (config.activation or "topk") if wired or several else None
     content: dict[str, Any] = {
-        "architecture": names[config.architecture, activation if wired else None],
+        "architecture": stored_name(config),
         "d_in": config.d_in,
         "d_sae": config.d_sae,
         "dtype": str(sae.W_enc.dtype).removeprefix("torch."),

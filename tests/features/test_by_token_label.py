@@ -31,7 +31,9 @@ def planted_texts(n: int = 80) -> LabelledTokens:
         texts.append(" ".join(words) + " ")
         numbers = [Span(int(s), int(s) + 2, "number") for s, word in zip(starts, words, strict=False) if word.isdigit()]
         other = [
-            Span(int(s), int(s) + len(w) + 1, "random") for s, w in zip(starts, words, strict=False) if rng.random() < 0.3
+            Span(int(s), int(s) + len(w) + 1, "random")
+            for s, w in zip(starts, words, strict=False)
+            if rng.random() < 0.3
         ]
         spans.append(numbers + other)
     return LabelledTokens("planted", [*texts, texts[0], HOSTILE], [*spans, spans[0], [Span(0, 8, HOSTILE)]])

@@ -141,3 +141,32 @@ def test_one_foreign_folder_stops_all_before_anything_is_written(
     with pytest.raises(FileExistsError, match=r"thesis\.txt"):
         build_indexes(saes[:2], tiny_lm, rows, [tmp_path / "a", tmp_path / "b"], config)
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("kind", ["batchtopk", "matryoshka_batchtopk", "p_anneal"])
+def test_kinds_of_training_are_refused_before_the_text_is_read(
+    kind: str, tmp_path: Path, tiny_lm: Any, rows: Any, saes: list[SAE], config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = {} if kind == "p_anneal" else {"k": 5}
+    unfinished = SAE(SAEConfig(architecture=kind, d_in=32, d_sae=40, **extra))  # pyright: ignore
+    unfinished.metadata.update(sites=["resid_post.1"], site="resid_post.1")
+    calls = counted(tiny_lm, monkeypatch)
+    with pytest.raises(ValueError, match=f"`{kind}` is a kind of training.*expected a finished one"):
+        build_indexes([saes[0], unfinished], tiny_lm, rows, [tmp_path / "a", tmp_path / "b"], config)
+    assert calls == []
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="is a kind of training"):
+        unfinished.save(tmp_path / "sae")
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_way_to_the_logits_is_computed_once_for_all(
+    tmp_path: Path, tiny_lm: Any, rows: Any, saes: list[SAE], config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    real = type(tiny_lm).normed_logit_directions
+    monkeypatch.setattr(type(tiny_lm), "normed_logit_directions", lambda self, x: asked.append(len(x)) or real(self, x))
+    for opened in build_indexes(saes[:2], tiny_lm, rows, [tmp_path / "a", tmp_path / "b"], config):
+        assert opened.sql("select count(*) as n from normed_logits")["n"][0].as_py() > 0
+        opened.close()
+    assert len(asked) == 1
