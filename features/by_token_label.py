@@ -119,7 +119,7 @@ def _read(dictionary: Dictionary, labelled: LabelledTokens, order: np.ndarray, m
     placed: list[PlacedTokens] = []
     total = 0
     for start in range(0, order.size, 256):
-        for row in encode_with_places(lm, [labelled.texts[place] for place in order[start : start + 256]]):
+        for row in encode_with_places(lm, [labelled.texts[int(place)] for place in order[start : start + 256]]):
             if bos is not None and row.ids[:1] != [bos]:
                 row = PlacedTokens([bos, *row.ids], *(np.concatenate(([0], ends)) for ends in row[1:]))
             placed.append(PlacedTokens(row.ids[:limit], row.starts[:limit], row.ends[:limit]))
@@ -131,12 +131,13 @@ def _read(dictionary: Dictionary, labelled: LabelledTokens, order: np.ndarray, m
     starts = np.cumsum(counts) - counts
     parts: list[tuple[np.ndarray, Pooled]] = []
     with progress("labelled tokens", len(placed), "texts") as advance, torch.no_grad():
-        for _, members in length_groups([len(row.ids) for row in placed], BATCH_TEXTS * limit):
+        for _, group in length_groups([len(row.ids) for row in placed], BATCH_TEXTS * limit):
+            members = group.tolist()
             at = lm.capture(torch.tensor([placed[place].ids for place in members]), None, dictionary.sites)
             inside = torch.from_numpy(np.stack([kept[place] for place in members]))
             rows = [at[site].flatten(2).float()[inside.to(at[site].device)] for site in dictionary.sites]
             x = torch.stack(rows, 1) if sae.config.n_sites > 1 else rows[0]
-            numbers = np.concatenate([starts[place] + np.arange(counts[place]) for place in members])
+            numbers = np.concatenate([starts[place] + np.arange(int(counts[place])) for place in members])
             parts.append((numbers, encoded_rows(sae, x.to(sae.W_dec.device))))
             advance(len(members))
     n = int(counts.sum())
