@@ -205,7 +205,7 @@ class Dictionary:
         feature = self.check_feature(feature)
         read = self._rows.rows(feature, {"examples": EXAMPLE, "events": EVENT})
         found = read["examples"]
-        rows = [dict(zip(EXAMPLE, row, strict=True)) for row in records(found)]
+        rows: list[dict[str, Any]] = [dict(zip(EXAMPLE, row, strict=True)) for row in records(found)]
         rows = [row for row in rows if stratum is None or row["stratum"] == stratum]
         return self.examples_at(feature, FeatureEvents.of(read["events"]), before, after, rows)
 
