@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,8 +14,6 @@ from features import Dictionary
 from features.lists import ListEntry, NamedList
 from tests.ui.served import CANARY, DEAD, SEEDS, TEMPLATES
 from ui.render import dictionary_pages
-
-CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), "")
 
 
 @pytest.fixture(scope="module")
@@ -71,45 +68,39 @@ def test_strings_of_templates_are_shown_as_they_are(opened: Dictionary, tmp_path
 
 
 @pytest.mark.browser
-def test_the_pages_search_sort_and_let_nothing_hostile_run(opened: Dictionary, tmp_path: Path) -> None:
-    if not CHROMIUM:
-        message = "no Chromium on this machine: install Debian's chromium"
-        pytest.fail(message) if os.environ.get("GLASSBOX_REQUIRE_BROWSER") else pytest.skip(message)
-    sync_api = pytest.importorskip("playwright.sync_api")
+def test_the_pages_search_sort_and_let_nothing_hostile_run(opened: Dictionary, tmp_path: Path, chromium: Any) -> None:
     index = dictionary_pages.write_pages(opened, list(range(45)), tmp_path / "pages", shown(7, 8))
     dictionary_pages.write_pages(opened, [7, 8], tmp_path / "two.html", shown(7))
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 390, "height": 900})
-        told: list[str] = []
-        page.on("request", lambda request: told.append(request.url) if not request.url.startswith("file://") else None)
-        page.on("dialog", lambda dialog: (told.append("dialog"), dialog.dismiss()))
-        page.on("console", lambda message: told.append(message.text))
-        page.on("pageerror", lambda error: told.append(str(error)))
-        for path in (index, tmp_path / "pages" / "features-0000.html", tmp_path / "two.html"):
-            page.goto(path.as_uri())
-            assert page.evaluate("window.canary") is None
-            assert page.evaluate("document.documentElement.scrollWidth") <= 390, path.name
-        assert CANARY in page.inner_text("body")
-        page.set_viewport_size({"width": 1280, "height": 900})
-        page.goto(index.as_uri())
-        assert page.inner_text("#found") == "45 of 45"
-        page.fill("#words", "never fired")
-        assert page.inner_text("#found") == "1 of 45"
-        assert page.inner_text("tbody tr:not([hidden]) td") == str(DEAD)
-        page.fill("#words", CANARY.lower())
-        assert page.inner_text("#found") == "1 of 45"
-        page.fill("#words", "")
-        page.click("th:nth-child(3) button")
-        order = page.eval_on_selector_all("tbody tr", "rows => rows.map(row => Number(row.cells[0].textContent))")
-        density = dict(opened.sql("select feature, density from features").to_pandas().to_numpy().tolist())
-        assert sorted(order) == list(range(45))
-        assert all(density[a] >= density[b] * 0.999 for a, b in itertools.pairwise(order))
-        page.click("th:nth-child(1) button")
-        page.click("th:nth-child(1) button")
-        assert page.inner_text("tbody tr:first-child td") == "0"
-        page.click("tbody tr:first-child a")
-        page.wait_for_selector("#f0")
-        assert page.url.endswith("features-0000.html#f0")
-        browser.close()
+    page = chromium.new_page(viewport={"width": 390, "height": 900})
+    told: list[str] = []
+    page.on("request", lambda request: told.append(request.url) if not request.url.startswith("file://") else None)
+    page.on("dialog", lambda dialog: (told.append("dialog"), dialog.dismiss()))
+    page.on("console", lambda message: told.append(message.text))
+    page.on("pageerror", lambda error: told.append(str(error)))
+    for path in (index, tmp_path / "pages" / "features-0000.html", tmp_path / "two.html"):
+        page.goto(path.as_uri())
+        assert page.evaluate("window.canary") is None
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, path.name
+    assert CANARY in page.inner_text("body")
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.goto(index.as_uri())
+    assert page.inner_text("#found") == "45 of 45"
+    page.fill("#words", "never fired")
+    assert page.inner_text("#found") == "1 of 45"
+    assert page.inner_text("tbody tr:not([hidden]) td") == str(DEAD)
+    page.fill("#words", CANARY.lower())
+    assert page.inner_text("#found") == "1 of 45"
+    page.fill("#words", "")
+    page.click("th:nth-child(3) button")
+    order = page.eval_on_selector_all("tbody tr", "rows => rows.map(row => Number(row.cells[0].textContent))")
+    density = dict(opened.sql("select feature, density from features").to_pandas().to_numpy().tolist())
+    assert sorted(order) == list(range(45))
+    assert all(density[a] >= density[b] * 0.999 for a, b in itertools.pairwise(order))
+    page.click("th:nth-child(1) button")
+    page.click("th:nth-child(1) button")
+    assert page.inner_text("tbody tr:first-child td") == "0"
+    page.click("tbody tr:first-child a")
+    page.wait_for_selector("#f0")
+    assert page.url.endswith("features-0000.html#f0")
+    page.close()
     assert told == []

@@ -7,8 +7,8 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,9 +16,6 @@ from features.feature_map import Cluster, FeatureMap
 from ui.render.feature_map import map_figure, map_page, write_map
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> %{x} ${1} `a`"
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
-)
 
 
 @pytest.fixture
@@ -66,33 +63,27 @@ def test_many_points_are_drawn_by_the_graphics_card(found: FeatureMap, monkeypat
 
 
 @pytest.mark.browser
-def test_hostile_explanations_are_shown_as_text_on_hover(found: FeatureMap, tmp_path: Path) -> None:
-    if not CHROMIUM:
-        message = "no Chromium on this machine: install Debian's chromium"
-        pytest.fail(message) if os.environ.get("GLASSBOX_REQUIRE_BROWSER") else pytest.skip(message)
-    sync_api = pytest.importorskip("playwright.sync_api")
+def test_hostile_explanations_are_shown_as_text_on_hover(found: FeatureMap, tmp_path: Path, chromium: Any) -> None:
     path = write_map(found, "a dictionary", tmp_path / "map.html")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1200, "height": 800})
-        complaints: list[str] = []
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: complaints.append(request.url) if request.url[:4] == "http" else None)
-        page.goto(path.as_uri(), timeout=180_000)
-        point = page.locator("#map .scatterlayer .trace").nth(1).locator("path.point").first
-        point.wait_for(timeout=120_000)
-        assert page.locator("#map path.point").count() == 60
-        box = point.bounding_box()
-        assert box is not None
-        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        hover = page.locator("#map .hoverlayer text").first
-        hover.wait_for(timeout=120_000)
-        told = hover.text_content() or ""
-        assert "Feature 0" in told
-        assert "".join(HOSTILE.split())[:60] in "".join(told.split())
-        assert page.title().startswith("a dictionary")
-        assert not complaints, json.dumps(complaints)[:400]
-        if folder := os.environ.get("GLASSBOX_SCREENSHOTS"):
-            page.screenshot(path=str(Path(folder) / "map.png"))
-        browser.close()
+    page = chromium.new_page(viewport={"width": 1200, "height": 800})
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: complaints.append(request.url) if request.url[:4] == "http" else None)
+    page.goto(path.as_uri(), timeout=180_000)
+    point = page.locator("#map .scatterlayer .trace").nth(1).locator("path.point").first
+    point.wait_for(timeout=120_000)
+    assert page.locator("#map path.point").count() == 60
+    box = point.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    hover = page.locator("#map .hoverlayer text").first
+    hover.wait_for(timeout=120_000)
+    told = hover.text_content() or ""
+    assert "Feature 0" in told
+    assert "".join(HOSTILE.split())[:60] in "".join(told.split())
+    assert page.title().startswith("a dictionary")
+    assert not complaints, json.dumps(complaints)[:400]
+    if folder := os.environ.get("GLASSBOX_SCREENSHOTS"):
+        page.screenshot(path=str(Path(folder) / "map.png"))
+    page.close()

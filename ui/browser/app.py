@@ -29,10 +29,9 @@ AT_ONCE = 3
 """Answers of one kind that are worked on together: on two cores more of them wait for each other's turns."""
 SWITCH_INTERVAL_S = 0.0005
 """A language model hands Python's lock over thousands of times; at the usual 5 ms it waits for all other answers."""
-SCRIPTS = ("browser.js", "steer.js")
 LONGEST_WORD = 60_000
 """Of an address; longer ones are cut off, as servers refuse them."""
-SCRIPTS = ("browser.js", "overview.js", "feature.js", "keys.js", "text.js")
+SCRIPTS = ("browser.js", "overview.js", "feature.js", "keys.js", "text.js", "steer.js")
 KEYS = {
     "/": "search",
     "j": "next feature, or next row of the list",
@@ -119,6 +118,7 @@ def build(dictionaries: Sequence[Dictionary], limits: Limits | None = None) -> g
                 scale=1,
             )
         work = Workspace(shelf, chosen, limits or Limits())
+        api.offer(work)  # first, so that the names are its own: events of pages are named after their functions
         bridges = {
             page.NAME: gr.HTML(
                 "",
@@ -144,7 +144,6 @@ def build(dictionaries: Sequence[Dictionary], limits: Limits | None = None) -> g
                     page.then(event)
                 if page.unload is not None:
                     app.unload(page.unload)
-        api.offer(work)
         chosen.input(None, chosen, None, js="(name) => window.glassbox.dictionary(name)", api_visibility="private")
     return app
 

@@ -51,7 +51,7 @@ def build(work: Workspace) -> Page:
     def restore(name: str, words: Words) -> list[Any]:
         number = whole(words, "feature")
         found = view.feature_parts(work.shelf.get(name), number, name, words)
-        return [number, gr.Row(visible=bool(found.told)), *found, words.get("try", ""), "", "", ""]
+        return [number, gr.Row(visible=bool(found.told)), *found, words.get("try", ""), "", "", "", lists(name)]
 
     def again(name: str, feature: int) -> str:
         dictionary = work.shelf.get(name)
@@ -81,10 +81,10 @@ def build(work: Workspace) -> Page:
                 named, [feature], author.strip() or "anonymous", note.strip() or None
             )
         message = "Added." if new or note.strip() else "It is on this list already."
-        return [again(name, feature), "", _said(message)]
+        return [again(name, feature), "", _said(message), lists(name, named)]
 
-    def lists(name: str) -> Any:
-        return gr.Dropdown(choices=[known.name for known in work.shelf.get(name).lists.all()])
+    def lists(name: str, value: str | None = None) -> Any:
+        return gr.Dropdown(choices=[known.name for known in work.shelf.get(name).lists.all()], value=value)
 
     def live(name: str, feature: int | None, text: str) -> str:
         if feature is None or not text.strip():
@@ -100,8 +100,7 @@ def build(work: Workspace) -> Page:
     chosen = work.chosen
     gr.on([save.click, text.submit], write, [chosen, current, text, author], [told, text, said], **QUIET)
     remove.click(unwrite, [chosen, current, author], [told, text, said], **QUIET)
-    put.click(add, [chosen, current, to, note, author], [told, note, said], **QUIET)
-    to.focus(lists, chosen, to, **QUIET)
+    put.click(add, [chosen, current, to, note, author], [told, note, said, to], **QUIET)
     trying: dict[str, Any] = QUIET | MODEL_QUEUE | {"trigger_mode": "always_last"}
     attempt.input(live, [chosen, current, attempt], result, **trying)
     effects.click(
@@ -113,7 +112,7 @@ def build(work: Workspace) -> Page:
     gr.on([text.focus, to.focus], None, None, author, js=recalled, api_visibility="private")
     work.remember(NAME, **{"try": attempt})
     return Page(
-        [current, body, heading, told, known, examples, attempt, result, all_logits, said],
+        [current, body, heading, told, known, examples, attempt, result, all_logits, said, to],
         restore,
         then=lambda event: event.then(live, [chosen, current, attempt], result, **trying),
     )
