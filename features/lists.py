@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 BOOKMARKS = "bookmarks"
 """The list that features go to when none is named."""
+MOST_NUMBERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,33 @@ class Lists:
             ).fetchall()
             entries: list[dict[str, Any]] = [dict(zip(columns, row, strict=True)) for row in gone]
         return assemble([{"list": name, **head} for head in of_head], entries)[0]
+
+
+def feature_numbers(text: str) -> list[int]:
+    """Numbers of features as people write them, such as `7, 12 40-45`, each once.
+
+    Raises:
+        ValueError: nothing, something else than numbers, or more than `MOST_NUMBERS`.
+    """
+    found: dict[int, None] = {}
+    for part in text.replace(",", " ").split():
+        low, dash, high = part.partition("-")
+        if not all(end.isascii() and end.isdigit() and len(end) < 10 for end in (low, high or low)) or (
+            dash and not high
+        ):
+            raise ValueError(f"got `{part}`, expected numbers of features: write for example 7, 12, 40-45")
+        first, last = int(low), int(high or low)
+        if last < first or last - first >= MOST_NUMBERS or len(found) + last - first >= MOST_NUMBERS:
+            raise ValueError(f"`{part}` is not a range of at most {MOST_NUMBERS:,} features, rising: write fewer")
+        found |= dict.fromkeys(range(first, last + 1))
+    if not found:
+        raise ValueError("no feature was named, expected numbers: write for example 7, 12, 40-45")
+    return list(found)
+
+
+def is_bookmarked(store: Store, feature: int) -> bool:
+    """Whether a feature is on the list of bookmarks; asked of every page, so without a query."""
+    return any(row["list"] == BOOKMARKS for row in store.people_of(feature, ["lists"])["lists"])
 
 
 def assemble(heads: Sequence[dict[str, Any]], entries: Sequence[dict[str, Any]]) -> list[NamedList]:

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from ui.arguments import DictArgument, JsonOption
+from ui.exports import FORMATS, write_export
 
 HELP = {"help_option_names": ["-h", "--help"]}
 BOOKMARKS = "bookmarks"
-FORMATS = ("html", "json", "csv", "parquet", "neuronpedia", "saedashboard")
 
 Author = Annotated[str | None, typer.Option("--author", metavar="A", help="Who says so (default: you).")]
 Features = Annotated[list[int], typer.Argument(metavar="FEATURE...", help="Numbers of features.")]
@@ -203,24 +203,15 @@ def export(
     [dim]glassbox dict export DICT --format neuronpedia --source-set res-mine --out upload[/dim]
     """
     from features import Dictionary
-    from features.sharing import dashboard, documents, flat_tables, neuronpedia, reading
-    from ui.render import dictionary_pages
+    from features.sharing import neuronpedia, reading
 
     if format not in FORMATS:
         raise ValueError(f"--format {format} is unknown, expected one of {', '.join(FORMATS)}: choose one of these")
     with closing(Dictionary.open(dictionary)) as opened:
         chosen = reading.select_features(opened, None if features is None else _numbers(features), name)
         partial = reading.partial_events(opened.info)
-        if format == "html":
-            written = dictionary_pages.write_pages(opened, chosen, out, opened.lists.get(name) if name else None)
-        elif format == "json":
-            written = documents.write_json(opened, chosen, out, name)
-        elif format in ("neuronpedia", "saedashboard"):
-            upload = neuronpedia.Upload(model=model, source_set=source_set, release=release, creator=creator)
-            write = neuronpedia.write_upload if format == "neuronpedia" else dashboard.write_dashboard
-            written = write(opened, chosen, out, upload)
-        else:
-            written = flat_tables.write_flat(opened, chosen, out, format, name)
+        upload = neuronpedia.Upload(model=model, source_set=source_set, release=release, creator=creator)
+        written = write_export(opened, chosen, format, out, name, upload)
     _say(f"{len(chosen):,} features: {written}" + (f"\n{partial}" if partial else ""))
 
 

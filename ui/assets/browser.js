@@ -94,9 +94,18 @@
       open(current, {}, "pushState");
     },
     // Python has answered
-    answered(page) {
+    answered(page, shown) {
+      if (dictionary === null) dictionary = shown;
       if (page === current) pending = false;
       name();
+    },
+    // a hidden component of a page that takes what a button in its HTML says
+    ask(name, data) {
+      if (triggers[name]) triggers[name](data);
+    },
+    // what a page shows is no longer so: it is asked again when it is next opened
+    forget(page) {
+      if (page !== current) delete filled[page];
     },
     shown: () => !pending,
     page: () => current,

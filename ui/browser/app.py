@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from ui.browser import about, analyse, api, feature, features, overview, steer, text
+from ui.browser import about, analyse, api, compare, feature, features, lists, overview, steer, text
 from ui.browser.guard import BODY_BYTES, Guard, door, hosts_for
 from ui.browser.limits import Limits
 from ui.browser.theme import style, theme
@@ -24,14 +24,14 @@ from ui.views.shelf import Shelf
 if TYPE_CHECKING:
     from features import Dictionary
 
-PAGES: tuple[ModuleType, ...] = (overview, features, feature, text, steer, analyse, about)
+PAGES: tuple[ModuleType, ...] = (overview, features, feature, text, steer, compare, lists, analyse, about)
 AT_ONCE = 3
 """Answers of one kind that are worked on together: on two cores more of them wait for each other's turns."""
 SWITCH_INTERVAL_S = 0.0005
 """A language model hands Python's lock over thousands of times; at the usual 5 ms it waits for all other answers."""
 LONGEST_WORD = 60_000
 """Of an address; longer ones are cut off, as servers refuse them."""
-SCRIPTS = ("browser.js", "overview.js", "feature.js", "keys.js", "text.js", "steer.js")
+SCRIPTS = ("browser.js", "overview.js", "feature.js", "keys.js", "text.js", "steer.js", "lists.js")
 KEYS = {
     "/": "search",
     "j": "next feature, or next row of the list",
@@ -66,6 +66,7 @@ def serve(
     """
     limits = limits or Limits()
     app = build(dictionaries, limits)
+    dictionaries[0].overview  # noqa: B018  read now and kept, so that the first page opens at once
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     app.queue(default_concurrency_limit=AT_ONCE, max_size=limits.queue)
     app.launch(
@@ -127,6 +128,7 @@ def build(dictionaries: Sequence[Dictionary], limits: Limits | None = None) -> g
             )
             for page in PAGES
         }
+        lists.stars(work)
         with gr.Tabs(selected=PAGES[0].NAME, elem_id="pages") as tabs:
             for module in PAGES:
                 with gr.Tab(module.TITLE, id=module.NAME) as tab:
@@ -139,7 +141,8 @@ def build(dictionaries: Sequence[Dictionary], limits: Limits | None = None) -> g
                     trigger_mode="always_last",
                     **QUIET,
                 )
-                event.then(None, js=f"() => window.glassbox.answered('{module.NAME}')", api_visibility="private")
+                answered = f"(name) => window.glassbox.answered('{module.NAME}', name)"
+                event.then(None, chosen, None, js=answered, api_visibility="private")
                 if page.then is not None:
                     page.then(event)
                 if page.unload is not None:

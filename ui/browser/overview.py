@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 from ui.browser.workspace import Page, Words, Workspace, html
@@ -31,9 +30,4 @@ def build(work: Workspace) -> Page:
     def restore(dictionary: str, _words: Words) -> list[str]:
         return [view.overview(work.shelf.get(dictionary), dictionary, work.shelf.by_name)]
 
-    def read_ahead() -> None:
-        for dictionary in work.shelf.by_name.values():
-            dictionary.overview  # noqa: B018  (kept by the dictionary)
-
-    threading.Thread(target=read_ahead, daemon=True).start()
     return Page([shown], restore)

@@ -122,17 +122,18 @@ def _sides(result: Comparison) -> str:
 
 def _summary(result: Comparison) -> str:
     rows = [
-        {"figure": escape(row["figure"])} | {side: _value(row["figure"], row[side]) for side in ("a", "b")}
+        {"figure": escape(row["figure"])} | {side: figure(row["figure"], row[side]) for side in ("a", "b")}
         for row in result.summary()
     ]
     return f'<div class="card">{html.table({"figure": "", "a": "a", "b": "b"}, rows, "tight", ["a", "b"])}</div>'
 
 
-def _value(figure: str, value: Any) -> str:
+def figure(name: str, value: Any) -> str:
+    """Returns a figure of the summary as text."""
     if value is None:
         return ""
     if isinstance(value, float):
-        return f"{value:.1%}" if figure.startswith("share") else f"{value:.3f}"
+        return f"{value:.1%}" if name.startswith("share") else f"{value:.3f}"
     return f"{value:,}"
 
 
@@ -223,14 +224,21 @@ def section(heading: str, text: str, entries: Sequence[str], total: int) -> str:
 
 
 def entry_card(
-    title: str, says: str, figures: dict[str, str], examples: Sequence[PairedExample], parts: str = "", texts: str = ""
+    title: str,
+    says: str,
+    figures: dict[str, str],
+    examples: Sequence[PairedExample],
+    parts: str = "",
+    texts: str = "",
+    linked: bool = False,
 ) -> str:
-    """Returns one relation: its figures, what it says, and its texts, folded."""
+    """Returns one relation: its figures, what it says, and its texts, folded; a title that is `linked` is HTML."""
     told = " · ".join(f"{escape(name)} {escape(value)}" for name, value in figures.items() if value)
     texts += "".join(_example(example) for example in examples)
+    name = title if linked else escape(title)
     shown = f"<details><summary class='small muted'>text</summary>{texts}</details>" if texts else ""
     return (
-        f'<div class="example"><div class="head"><b>{escape(title)}</b><span class="small muted">{told}</span></div>'
+        f'<div class="example"><div class="head"><b>{name}</b><span class="small muted">{told}</span></div>'
         f'<div class="small">{says}</div>{parts}{shown}</div>'
     )
 

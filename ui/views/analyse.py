@@ -84,6 +84,6 @@ def _head(done: Analysis) -> str:
         else ""
     )
     return (
-        f'<section class="card"><p>What made the model say <b>{escape(done.target)}</b> here?</p>'
+        f'<section class="card"><p>Explained: <b>{escape(done.target)}</b></p>'
         f'<div class="text">{tokens}</div>{other}</section>'
     )

@@ -9,6 +9,7 @@ from ui.render import feature as render
 from ui.render import feature_examples, html
 from ui.render import feature_parts as parts
 from ui.render.html import escape
+from ui.views import lists
 
 if TYPE_CHECKING:
     from features import Dictionary, Feature
@@ -139,10 +140,11 @@ def _heading(dictionary: Dictionary, feature: Feature, name: str, kept: dict[str
 
     before, after = dictionary.listing.beside(feature.id)
     steer = "" if feature.is_dead else html.link("Steer with it", "steer", name, " data-steer", add=feature.id)
+    star = lists.star(dictionary, feature.id, name)
     state = ' <span class="state">dead</span>' if feature.is_dead else ""
     state = ' <span class="state">very dense</span>' if feature.density >= parts.DENSE else state
     return (
         f'<div class="head"><h2>Feature {feature.id} <span class="muted small">of {dictionary.n_features:,}</span>'
-        f'{state}</h2><nav class="nav" aria-label="Features">{go(before, "← Previous", "previous")}'
+        f'{state}{star}</h2><nav class="nav" aria-label="Features">{go(before, "← Previous", "previous")}'
         f"{go(after, 'Next →', 'next')}{steer}</nav></div>"
     )

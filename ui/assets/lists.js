@@ -1,0 +1,42 @@
+// Stars on features, the buttons of lists, and downloads that never lie on the server.
+(() => {
+  const glassbox = window.glassbox;
+  let server = null;
+  glassbox.stars = (functions) => { server = functions; };
+  document.addEventListener("click", async (event) => {
+    const off = event.target.closest && event.target.closest("button[data-unlist]");
+    if (off) {
+      const { dict, list, featureNumber } = off.dataset;
+      glassbox.ask("lists-removed", { dict, list, feature: featureNumber });
+      return;
+    }
+    const star = event.target.closest && event.target.closest("button[data-star]");
+    if (!star || !server) return;
+    const { star: feature, dict } = star.dataset;
+    const answer = await server.star([dict, Number(feature), star.getAttribute("aria-pressed") !== "true"]);
+    if (answer.refused) {
+      star.title = answer.refused;
+      return;
+    }
+    for (const each of document.querySelectorAll(`button[data-star="${CSS.escape(feature)}"]`)) {
+      if (each.dataset.dict !== dict) continue;
+      each.setAttribute("aria-pressed", String(answer.on));
+      each.textContent = answer.on ? "★" : "☆";
+    }
+    glassbox.forget("lists");
+  });
+  glassbox.listShown = () => {
+    const shown = document.querySelector('#lists-index [aria-current="true"]');
+    glassbox.note("lists", "list", shown ? shown.textContent : null);
+  };
+  glassbox.save = (made) => {
+    if (!made) return;
+    const { name, data } = JSON.parse(made);
+    const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([bytes], { type: "application/octet-stream" }));
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+  };
+})();
