@@ -23,6 +23,7 @@ from rich.console import Console
 
 from features import Dictionary
 from features.evaluation_run import Evaluation, Pair
+from features.side_by_side import SideBySide
 from sae import SAE, SAEConfig, evaluate
 from sae.probing import ProbeScore, ProbingReport
 from sae.stability import compare
@@ -129,7 +130,10 @@ def test_hostile_lists_searches_and_continuations_are_harmless(dictionary: Dicti
     shelf = Shelf([dictionary])
     for query in ("", "return", CANARY, TEMPLATES):
         is_harmless(features_view.feature_list(shelf.get(None), {"q": query}, 0, CANARY))
-    is_harmless(steer_view.continuation(CANARY, TEMPLATES, "Steered", True))
+    written = SideBySide((TEMPLATES,), (CANARY,), is_running=True)
+    is_harmless(steer_view.side(CANARY, written, steered=True))
+    is_harmless(steer_view.suggestions(dictionary, CANARY, []))
+    is_harmless(steer_view.conversation([{"role": CANARY, "content": TEMPLATES}], CANARY, running=True))
     is_harmless(steer_view.slot(shelf.get(None), HOSTILE, CANARY))
 
 
@@ -174,24 +178,6 @@ def test_two_dictionaries_of_one_name_are_told_apart(dictionary: Dictionary) -> 
     assert shelf.get("nonsense") is shelf.by_name["stdlib"]
     with pytest.raises(ValueError, match="expected at least one folder"):
         Shelf([])
-
-
-def test_merged_streams_keep_both_texts_and_close_both() -> None:
-    closed = []
-
-    def words(name: str, count: int):
-        try:
-            for number in range(count):
-                yield f"{name}{number}"
-        finally:
-            closed.append(name)
-
-    shown = list(steer_view.merged(words("a", 3), words("b", 1)))
-    assert shown[-1] == ("a0a1a2", "b0", False)
-    stream = steer_view.merged(words("c", 100), words("d", 100))
-    next(stream)
-    stream.close()  # type: ignore[attr-defined]
-    assert sorted(closed) == ["a", "b", "c", "d"]
 
 
 def test_a_page_is_whole_and_forbids_scripts_and_requests() -> None:

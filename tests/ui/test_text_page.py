@@ -54,6 +54,21 @@ def read(visit: Visit) -> Callable[[str], Visit]:
     return type_and_run
 
 
+def test_a_hostile_text_is_read_as_text(visit: Visit) -> None:
+    page = visit.open(f"?view=text&text={quote(HOSTILE_TEXT)}").page
+    page.wait_for_selector("gb-heat")
+    visit.keep("text")
+    assert CANARY in page.locator(".reading").inner_text()
+    page.locator(".reading [data-i]").filter(has_text="<img").first.click()
+    page.wait_for_selector(".token-panel")
+    assert "<img·src=x" in page.locator(".token-panel h3").inner_text()
+    page.wait_for_selector(".lens-panel")
+    link = page.locator(".features-here a[data-feature]").first
+    number = int(link.get_attribute("data-feature") or "")
+    link.click()
+    visit.feature(number)
+
+
 def test_a_token_shows_its_features_and_its_lens_and_a_feature_its_tokens(
     read: Callable[[str], Visit], opened: Dictionary
 ) -> None:
