@@ -29,7 +29,7 @@
     const shown = document.querySelector('#lists-index [aria-current="true"]');
     glassbox.note("lists", "list", shown ? shown.textContent : null);
   };
-  glassbox.save = (made) => {
+  glassbox.saveExport = (made) => {
     if (!made) return;
     const { name, data } = JSON.parse(made);
     const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));

@@ -184,7 +184,7 @@ def build(work: Workspace) -> Page:
     on(confirm, drop, [work.chosen, opened, sort], panes)
     removed.click(take, sort, panes, **QUIET)
     saved = export.click(leave, [work.chosen, opened, kind, scope], payload, show_progress="minimal", **noted)
-    saved.success(None, payload, payload, js="(made) => { window.glassbox.save(made); return ''; }", **noted)
+    saved.success(None, payload, payload, js="(made) => { window.glassbox.saveExport(made); return ''; }", **noted)
     then_named(
         upload.upload(take_in, [work.chosen, opened, sort, upload, import_by], panes, show_progress="minimal", **noted)
     )
