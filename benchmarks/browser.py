@@ -16,12 +16,12 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.report import Records, spread
+from benchmarks.serving import wait_for
 from features import Dictionary
 from ui import serving
 
@@ -139,7 +139,7 @@ def main() -> None:
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server, sync_playwright() as playwright:
         try:
             address = f"http://127.0.0.1:{port}"
-            _wait(address, server)
+            wait_for(address, server)
             web_browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
             page = web_browser.new_page(viewport={"width": 1280, "height": 900})
             page.set_default_timeout(WAIT_MS)
@@ -154,20 +154,6 @@ def main() -> None:
                 records.add(name, goal_ms=goal_ms, n=len(times), **facts, **spread(times))
         finally:
             server.terminate()
-
-
-def _wait(address: str, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(address, timeout=5).close()
-        except OSError:
-            if server.poll() is not None:
-                raise RuntimeError(f"the server ended with {server.returncode}") from None
-            time.sleep(0.2)
-        else:
-            return
-    raise TimeoutError("the server did not answer within three minutes")
 
 
 if __name__ == "__main__":

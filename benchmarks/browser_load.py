@@ -21,7 +21,6 @@ import statistics
 import subprocess
 import sys
 import time
-import urllib.request
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +28,7 @@ from typing import Any
 import httpx
 
 from benchmarks.report import finish
+from benchmarks.serving import wait_for
 from features import Dictionary
 from ui import serving
 
@@ -125,7 +125,7 @@ def main() -> None:
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
         try:
             address = f"http://127.0.0.1:{port}"
-            _wait(address, server)
+            wait_for(address, server)
             visitors = Visitors(
                 address,
                 features["feature"].to_pylist(),
@@ -162,20 +162,6 @@ def _told(times: list[float]) -> dict[str, int]:
         "median_ms": round(1e3 * statistics.median(times)),
         "p95_ms": round(1e3 * percentile(times, 0.95)),
     }
-
-
-def _wait(address: str, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(address, timeout=5).close()
-        except OSError:
-            if server.poll() is not None:
-                raise RuntimeError(f"the server ended with {server.returncode}") from None
-            time.sleep(0.2)
-        else:
-            return
-    raise TimeoutError("the server did not answer within three minutes")
 
 
 if __name__ == "__main__":

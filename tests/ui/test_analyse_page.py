@@ -11,18 +11,18 @@ pytestmark = pytest.mark.browser
 
 
 def test_a_text_is_analysed_method_by_method_and_its_address_restores_it(visit: Visit) -> None:
-    page = visit.open("?view=analyse&methods=lens,features&text=for%20x%20in%20range(").page
+    page = visit.open("?view=analyse&methods=norms,lens,features&text=for%20x%20in%20range(").page
     assert page.input_value("#analyse-text textarea") == "for x in range("
     checked = page.eval_on_selector_all("#analyse-methods input:checked", "boxes => boxes.length")
-    assert checked == 2
+    assert checked == 3
     page.click("#analyse-run")
     page.wait_for_selector("#analyse-result [data-running=false]", timeout=60_000)
     headings = [heading.lower() for heading in page.locator("#analyse-result h2").all_inner_texts()]
     assert any("lens" in heading for heading in headings)
     assert "features" in headings
     visit.keep("analyse")
-    page.get_by_label("Lengths of activations").check()
-    page.wait_for_function("window.location.search.includes('norms')")
+    page.get_by_label("Ablation").check()
+    page.wait_for_function("window.location.search.includes('ablation')")
     link = page.locator("#analyse-result a[data-feature]").first
     number = int(link.get_attribute("data-feature") or "")
     link.click()

@@ -46,7 +46,7 @@ def analyses(
     Raises:
         ValueError: what `activations.analyses.analyze` refuses, or no method.
     """
-    from activations.analyses import analyze_stepwise
+    from activations.analyses.running import analyze_stepwise, chosen_methods
 
     chosen = [method for method in methods if method != FEATURES]
     chosen += COMPARED if compare else ()
@@ -60,16 +60,17 @@ def analyses(
     steps = analyze_stepwise(
         dictionary.lm, text, chosen, compare=compare or None, target=target or None, contrast=contrast or None
     )
-    for number, done in enumerate(steps, 1):
-        yield _page(_head(done) + "".join(render.sections(done)) + features, _told(done, number, chosen))
+    last = chosen_methods(chosen, compare or None)[-1]
+    for done in steps:
+        told = _told(done, running=done.ended != last)
+        yield _page(_head(done) + "".join(render.sections(done)) + features, told)
 
 
 def _page(body: str, told: str) -> str:
     return f'<div class="gb"><div class="stack analysis">{told}{body}</div></div>'
 
 
-def _told(done: Analysis, number: int, chosen: Sequence[str]) -> str:
-    running = done.ended != chosen[-1] and number < len(chosen) + 8
+def _told(done: Analysis, running: bool) -> str:
     seconds = sum(done.time_s.values())
     ended = ", ".join(done.results)
     state = f"{escape(ended)} done, more to come" if running else f"done in {seconds:.1f} s"
