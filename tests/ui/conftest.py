@@ -101,6 +101,10 @@ class Visit:
         self.address = address
         self.requests: list[str] = []
         self.complaints: list[str] = []
+        self.unanswered: set[Any] = set()
+        for ended in ("requestfinished", "requestfailed"):
+            context.on(ended, self.unanswered.discard)
+        context.on("request", lambda request: "/heartbeat/" in request.url or self.unanswered.add(request))
         context.on("request", lambda request: self.requests.append(request.url))
         self.page.on("console", lambda message: self.complain(message.type, message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
@@ -110,7 +114,19 @@ class Visit:
         if kind in ("error", "warning"):
             self.complaints.append(f"{kind}: {text}")
 
+    def settle(self) -> None:
+        """Waits until every request is answered: Gradio complains of those that a page left behind."""
+        deadline = time.monotonic() + WAIT_MS / 1000
+        while self.unanswered:
+            assert time.monotonic() < deadline, [request.url for request in self.unanswered]
+            self.page.wait_for_timeout(50)
+
+    def reload(self) -> None:
+        self.settle()
+        self.page.reload()
+
     def open(self, query: str = "") -> Visit:
+        self.settle()
         self.page.goto(f"{self.address}/{query}")
         self.page.wait_for_function("window.glassbox && window.glassbox.shown && window.glassbox.shown()")
         return self
@@ -140,6 +156,7 @@ def visit(chromium: Any, address: str) -> Iterator[Visit]:
     context = chromium.new_context(viewport={"width": 1280, "height": 900})
     visit = Visit(context, address)
     yield visit
+    visit.settle()
     fired = visit.page.evaluate("window.canary")
     context.close()
     elsewhere = [url for url in visit.requests if not url.startswith((f"{address}/", "data:", "blob:"))]

@@ -69,7 +69,7 @@ def test_an_address_restores_its_feature(visit: Visit) -> None:
     visit.keep("feature")
     assert page.locator("#top input").input_value() == "stdlib (2)"
     assert "feature=12" in page.url
-    page.reload()
+    visit.reload()
     visit.feature(12)
 
 

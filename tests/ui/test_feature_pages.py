@@ -143,7 +143,7 @@ def test_a_text_is_tried_as_one_types(visit: Visit) -> None:
     page.wait_for_function("document.querySelector('#try-result .t')")
     assert "of its maximum" in page.inner_text("#try-result")
     assert "try=def" in page.url
-    page.reload()
+    visit.reload()
     visit.feature(3)
     page.wait_for_function("document.querySelector('#try-result .t')")
     assert page.input_value("#try-text textarea") == "def f():\n    pass"

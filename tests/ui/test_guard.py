@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,9 @@ class Server:
 
         headers = [(b"host", host.encode())] + ([(b"content-length", length)] if length else [])
         scope = {"type": "http", "method": method, "path": path, "client": (client, 1), "headers": headers}
-        asyncio.run(self.guard(scope, receive, send))
+        # In a thread of its own: Playwright keeps a loop running in the thread of the tests.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, self.guard(scope, receive, send)).result()
         return sent[0]["status"], dict(sent[0]["headers"])
 
 

@@ -89,7 +89,7 @@ def test_a_list_is_made_filled_renamed_sorted_and_deleted(visit: Visit) -> None:
     page.get_by_role("button", name="Rename").click()
     page.wait_for_function("document.querySelector('#lists-shown h2').textContent === 'theirs'")
     page.wait_for_url("**list=theirs**")
-    page.reload()
+    visit.reload()
     page.wait_for_function("document.querySelector('#lists-shown h2')?.textContent === 'theirs'")
     assert page.locator("#lists-shown tbody a").first.inner_text() == "9"
     page.get_by_role("button", name="Delete list").click()

@@ -102,6 +102,7 @@
     // a hidden component of a page that takes what a button in its HTML says
     ask(name, data) {
       if (triggers[name]) triggers[name](data);
+      else waiting[name] = data;
     },
     // what a page shows is no longer so: it is asked again when it is next opened
     forget(page) {

@@ -1,8 +1,9 @@
 // Stars on features, the buttons of lists, and downloads that never lie on the server.
 (() => {
   const glassbox = window.glassbox;
-  let server = null;
-  glassbox.stars = (functions) => { server = functions; };
+  let offered = null;
+  const server = new Promise((resolve) => { offered = resolve; }); // a click may come before the page is bound
+  glassbox.stars = (functions) => offered({ functions });
   document.addEventListener("click", async (event) => {
     const off = event.target.closest && event.target.closest("button[data-unlist]");
     if (off) {
@@ -11,9 +12,10 @@
       return;
     }
     const star = event.target.closest && event.target.closest("button[data-star]");
-    if (!star || !server) return;
+    if (!star) return;
     const { star: feature, dict } = star.dataset;
-    const answer = await server.star([dict, Number(feature), star.getAttribute("aria-pressed") !== "true"]);
+    const { functions } = await server;
+    const answer = await functions.star([dict, Number(feature), star.getAttribute("aria-pressed") !== "true"]);
     if (answer.refused) {
       star.title = answer.refused;
       return;
