@@ -35,6 +35,10 @@ def analyze(
     position: Annotated[
         int | None, typer.Option("--position", help="Position whose prediction is explained (default: the last).")
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="METHOD.NAME=VALUE", help="A method's setting; repeatable."),
+    ] = None,
     dictionary: Annotated[
         Path | None, typer.Option("--dictionary", metavar="D", help="Also the features that are active on the text.")
     ] = None,
@@ -51,6 +55,8 @@ def analyze(
 
     [dim]glassbox analyze --model embedded --text "def read(path):" --out why.html[/dim]
 
+    [dim]glassbox analyze --model embedded --text "def f(x):" --set integrated_gradients.steps=64[/dim]
+
     [dim]glassbox analyze --model embedded --text "for x in range(" --compare "for x in sorted(" --json[/dim]
     """
     from activations.analyses import running
@@ -58,7 +64,16 @@ def analyze(
 
     named = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
     running.chosen_methods(named, compare)  # a misspelt name is told before a model is loaded
-    result = running.analyze(model, text, named, compare=compare, target=target, contrast=contrast, position=position)
+    result = running.analyze(
+        model,
+        text,
+        named,
+        compare=compare,
+        target=target,
+        contrast=contrast,
+        position=position,
+        settings=running.parsed_settings(settings or []),
+    )
     active = None if dictionary is None else _active(dictionary, model, text, target)
     if as_json:
         features = {} if active is None else {"features": json.loads(active.to_json())}

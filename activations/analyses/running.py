@@ -1,11 +1,11 @@
 """Several analyses of one text by one call.
 
-    analyze(model, text, methods=None, *, compare=None, target=None, contrast=None, position=None) -> Analysis
+    analyze(model, text, methods=None, *, compare=None, target=None, settings=None, …) -> Analysis
 
 Enters: a model (or the name of one), a text, perhaps a second text to hold it against. Leaves: an `Analysis`: every
-method's own result by name. `METHODS` lists them; `attributions` stands for all attributions. Where no methods are
-named, all run that the model and the texts allow, and `left_out` says why others did not; a method that is named and
-cannot run is an error.
+method's own result by name. `activations.analyses.methods` lists them; `attributions` stands for all attributions.
+`settings` holds what is chosen of a method, by method and name. Where no methods are named, all run that the model and
+the texts allow, and `left_out` says why others did not; a method that is named and cannot run is an error.
 
 The target is resolved once, on the text, so that all methods explain the same token.
 """
@@ -14,17 +14,20 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from activations.analyses import ablation, agreement, attention, attribution, direct, lens, norms, patching, roles
+from activations.analyses.methods import ATTRIBUTIONS, METHODS, Question
 from activations.analyses.plain import to_json
 from activations.analyses.targets import Continuation, Metric, Target
 from activations.progress import progress
 
 if TYPE_CHECKING:
     from activations.model import LanguageModel
+
+Settings = Mapping[str, Mapping[str, Any]]
+"""What is chosen of methods: by method, by name of the setting."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Analysis:
     tokens: tuple[str, ...]
     target: str
     """What was explained."""
+    settings: dict[str, dict[str, Any]]
+    """What was chosen of methods otherwise than by default."""
     results: dict[str, Any]
     """By method: each a result with `.rows()` and `.to_json()`."""
     time_s: dict[str, float]
@@ -58,88 +63,6 @@ class Analysis:
         return to_json(self)
 
 
-@dataclass(frozen=True)
-class _Question:
-    """What all methods are asked about."""
-
-    lm: LanguageModel
-    text: str
-    compare: str | None
-    metric: Metric
-    target: Target
-    contrast: str | int | None
-    position: int | None
-    done: dict[str, Any]
-
-    @property
-    def about(self) -> dict[str, Any]:
-        return {"target": self.target, "contrast": self.contrast, "position": self.position}
-
-
-def _attribution(name: str) -> Callable[[_Question], Any]:
-    return lambda asked: attribution.attribute(asked.lm, asked.text, method=name, **asked.about)
-
-
-def _agreement(asked: _Question) -> Any:
-    found = {name: result for name, result in asked.done.items() if isinstance(result, attribution.Attribution)}
-    return agreement.compare_methods(found)
-
-
-def _patterns(asked: _Question) -> Any:
-    return asked.done.get("attention") or attention.attention_patterns(asked.lm, asked.text)
-
-
-def _routes(asked: _Question) -> Any:
-    return attention.attention_routes(_patterns(asked), asked.metric.position)
-
-
-def _compared(asked: _Question) -> Any:
-    assert asked.compare is not None
-    return attention.compare_attention(_patterns(asked), attention.attention_patterns(asked.lm, asked.compare))
-
-
-def _lens(asked: _Question) -> Any:
-    return lens.logit_lens(asked.lm, asked.text)
-
-
-def _direct(asked: _Question) -> Any:
-    if isinstance(asked.target, (str, int)) and not asked.metric.is_classifier:
-        return direct.direct_logit_attribution(
-            asked.lm, asked.text, target=asked.target, contrast=asked.contrast, position=asked.metric.position
-        )
-    raise ValueError(f"the target is the {asked.metric.name}, expected a token: direct effects are on single logits")
-
-
-def _patching(asked: _Question) -> Any:
-    assert asked.compare is not None
-    about = asked.about
-    if asked.contrast is None and isinstance(asked.target, (str, int)):
-        other = Metric(asked.lm, asked.compare, position=asked.position).token
-        about |= {"contrast": other if other is not None and other != asked.metric.token else None}
-    return patching.patch_activations(asked.lm, asked.text, asked.compare, **about)
-
-
-ATTRIBUTIONS = tuple(attribution.METHODS)
-METHODS: dict[str, Callable[[_Question], Any]] = {
-    **{name: _attribution(name) for name in ATTRIBUTIONS},
-    "agreement": _agreement,
-    "lens": _lens,
-    "direct": _direct,
-    "attention": lambda asked: attention.attention_patterns(asked.lm, asked.text),
-    "routes": _routes,
-    "ablation": lambda asked: ablation.ablate_components(asked.lm, asked.text, **asked.about),
-    "norms": lambda asked: norms.activation_norms(asked.lm, asked.text),
-    "roles": lambda asked: roles.head_roles(asked.lm),
-    "patching": _patching,
-    "compared_attention": _compared,
-}
-"""In the order in which they run."""
-WITH_COMPARE = ("patching", "compared_attention")
-"""Methods that need a second text."""
-ON_REQUEST = ("roles",)
-"""Methods that say nothing of this text, and run where they are named."""
-
-
 def analyze(
     model: LanguageModel | str,
     text: str,
@@ -149,16 +72,25 @@ def analyze(
     target: Target = None,
     contrast: str | int | None = None,
     position: int | None = None,
+    settings: Settings | None = None,
 ) -> Analysis:
     """Runs `methods` (default: all that apply) on `text`, with a progress bar.
 
     Raises:
-        ValueError: an empty or too long text, an unknown method, a method without what it needs, an unknown target.
+        ValueError: an empty or too long text, an unknown method, a method without what it needs, an unknown target or
+            setting.
         FileNotFoundError: no model of this name.
     """
     with progress("Analyse", len(chosen_methods(methods, compare)), "methods") as advance:
         for found in analyze_stepwise(
-            model, text, methods, compare=compare, target=target, contrast=contrast, position=position
+            model,
+            text,
+            methods,
+            compare=compare,
+            target=target,
+            contrast=contrast,
+            position=position,
+            settings=settings,
         ):
             advance(1, found.ended)
     return found
@@ -173,6 +105,7 @@ def analyze_stepwise(
     target: Target = None,
     contrast: str | int | None = None,
     position: int | None = None,
+    settings: Settings | None = None,
 ) -> Iterator[Analysis]:
     """Yields what is known after each method of `analyze`, so that it can be shown, or stopped, before the next.
 
@@ -181,18 +114,18 @@ def analyze_stepwise(
     """
     from activations.model import LanguageModel
 
-    chosen = chosen_methods(methods, compare)
+    chosen = chosen_settings(chosen_methods(methods, compare), settings)
     lm = LanguageModel.load(model) if isinstance(model, str) else model
     metric = Metric(lm, text, target, contrast=contrast, position=position)
     fixed = metric.token if metric.token is not None and not isinstance(target, Continuation) else target
-    asked = _Question(lm, text, compare, metric, fixed, contrast, position, {})
+    asked = Question(lm, text, compare, metric, fixed, contrast, position, {})
     tokens = tuple(lm.token_strings(metric.tokens[0, : metric.count]))
     times: dict[str, float] = {}
     left_out: dict[str, str] = {}
     for name in chosen:
         begun = time.perf_counter()
         try:
-            asked.done[name] = METHODS[name](asked)
+            asked.done[name] = METHODS[name].run(asked, **chosen[name])
         except ValueError as error:
             if methods is not None:
                 raise
@@ -205,6 +138,7 @@ def analyze_stepwise(
             compare=compare,
             tokens=tokens,
             target=metric.name,
+            settings={name: own for name, own in chosen.items() if own},
             results=dict(asked.done),
             time_s=dict(times),
             left_out=dict(left_out),
@@ -220,22 +154,70 @@ def chosen_methods(methods: Sequence[str] | None, compare: str | None) -> list[s
     """
     if methods is None:
         return [
-            name for name in METHODS if name not in ON_REQUEST and (compare is not None or name not in WITH_COMPARE)
+            name
+            for name, method in METHODS.items()
+            if not method.on_request and (compare is not None or not method.needs_compare)
         ]
     wanted: set[str] = set()
     for name in methods:
         if name == "attributions":
             wanted |= set(ATTRIBUTIONS)
         elif name not in METHODS:
-            near = difflib.get_close_matches(name, METHODS, n=1)
-            hint = f" (nearest: {near[0]})" if near else ""
             raise ValueError(
-                f"method {name!r} is unknown{hint}, expected attributions, {', '.join(METHODS)}: choose among these"
+                f"method {name!r} is unknown{_nearest(name, METHODS)}, expected attributions, {', '.join(METHODS)}: "
+                "choose among these"
             )
-        elif name in WITH_COMPARE and compare is None:
+        elif METHODS[name].needs_compare and compare is None:
             raise ValueError(f"method {name!r} compares two texts and one was given: give a second one to compare with")
         else:
             wanted.add(name)
     if not wanted:
         raise ValueError("no method was named, expected some: name them, or leave methods out for all")
     return [name for name in METHODS if name in wanted]
+
+
+def chosen_settings(methods: Sequence[str], settings: Settings | None) -> dict[str, dict[str, Any]]:
+    """Returns what is chosen of each of `methods`, in the type of its default; words for a number are read as one.
+
+    Raises:
+        ValueError: settings of a method that does not run, an unknown setting, or a value that is not of its type.
+    """
+    chosen: dict[str, dict[str, Any]] = {name: {} for name in methods}
+    for name, own in (settings or {}).items():
+        if name not in chosen:
+            raise ValueError(f"settings of {name!r} were given, expected of {', '.join(methods)}: leave them out")
+        known = METHODS[name].settings
+        for key, value in own.items():
+            if key not in known:
+                expected = ", ".join(known) or "none"
+                raise ValueError(
+                    f"{name} has no setting {key!r}{_nearest(key, known)}, expected {expected}: leave it out"
+                )
+            kind = type(known[key].default)
+            try:
+                chosen[name][key] = kind(value)
+            except ValueError as error:
+                wanted = "a whole number" if kind is int else "a number"
+                raise ValueError(f"{name}.{key} is {value!r}, expected {wanted}: give one") from error
+    return chosen
+
+
+def parsed_settings(words: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Returns settings written as METHOD.NAME=VALUE.
+
+    Raises:
+        ValueError: words of another form.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for each in words:
+        name, equals, value = each.partition("=")
+        method, dot, key = name.partition(".")
+        if not equals or not dot:
+            raise ValueError(f"got the setting {each!r}, expected METHOD.NAME=VALUE: write it so")
+        found.setdefault(method, {})[key] = value
+    return found
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (nearest: {near[0]})" if near else ""

@@ -10,7 +10,8 @@ from families import build, tokenizer
 
 from activations import LanguageModel, analyze
 from activations.analyses import attribute, compare_methods, deletion_curve
-from activations.analyses.running import METHODS, chosen_methods
+from activations.analyses.methods import METHODS
+from activations.analyses.running import chosen_methods, parsed_settings
 
 TEXT, OTHER = "def f(x):", "def g(y):"
 
@@ -44,6 +45,29 @@ def test_methods_are_chosen_by_name_and_group(llama: LanguageModel) -> None:
     assert len(chosen_methods(["attributions"], None)) == 5
     assert "patching" not in chosen_methods(None, None)
     assert list(analyze(llama, TEXT, ["roles"]).results) == ["roles"]
+
+
+def test_settings_reach_their_method_in_its_type(llama: LanguageModel) -> None:
+    asked = parsed_settings(["integrated_gradients.steps=3", "integrated_gradients.baseline=mean", "ablation.how=zero"])
+    found = analyze(llama, TEXT, ["integrated_gradients", "ablation"], settings=asked)
+    assert found.results["integrated_gradients"].settings == {"baseline": "mean", "steps": 3}
+    assert found.results["ablation"].how == "zero"
+    assert found.settings == {
+        "integrated_gradients": {"steps": 3, "baseline": "mean"},
+        "ablation": {"how": "zero"},
+    }
+    for settings, said in (
+        ({"lens": {"top": 3}}, "settings of 'lens' were given, expected of ablation, norms: leave them out"),
+        ({"norms": {"x": 3}}, "norms has no setting 'x', expected none: leave it out"),
+        ({"ablation": {"hov": 3}}, r"ablation has no setting 'hov' \(nearest: how\), expected how"),
+        ({"ablation": {"how": "half"}}, "how='half' is unknown, expected mean or zero"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            analyze(llama, TEXT, ["norms", "ablation"], settings=settings)
+    with pytest.raises(ValueError, match="integrated_gradients.steps is 'two', expected a whole number: give one"):
+        analyze(llama, TEXT, ["integrated_gradients"], settings={"integrated_gradients": {"steps": "two"}})
+    with pytest.raises(ValueError, match="got the setting 'steps=3', expected METHOD.NAME=VALUE"):
+        parsed_settings(["steps=3"])
 
 
 def test_the_words_of_a_text_come_out_as_they_went_in(llama: LanguageModel) -> None:

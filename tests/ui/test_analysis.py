@@ -81,6 +81,23 @@ def test_the_terminal_shows_every_method(result: Analysis, capsys: pytest.Captur
     assert "<script>alert(1)</script>" in shown
 
 
+def test_every_method_has_a_drawing_and_a_word_in_the_help() -> None:
+    from activations.analyses.methods import METHODS
+    from ui import analyzing
+
+    assert set(analysis.DRAWINGS) == set(METHODS)
+    assert not [name for name in METHODS if name not in (analyzing.analyze.__doc__ or "")]
+
+
+def test_every_method_is_saved_as_pictures_and_drawn_by_plotly(tiny_lm: LanguageModel, tmp_path: Path) -> None:
+    found = analyze(tiny_lm, HOSTILE, ["gradient_norm", "routes"])
+    files = analysis.save_pictures(found, tmp_path / "pictures")
+    assert [file.name for file in files] == ["gradient_norm-1.svg", "routes-1.svg"]
+    assert "<script" not in files[0].read_text(encoding="utf-8")
+    for name, each in found.results.items():
+        assert analysis.figures(name, each)
+
+
 def test_a_report_lies_beside_its_json(result: Analysis, tmp_path: Path) -> None:
     path = analysis.write_analysis_report(result, tmp_path / "new" / "why.html")
     assert path.read_text(encoding="utf-8").startswith("<!doctype html>")

@@ -1,0 +1,152 @@
+"""The methods that `analyze` knows: one entry each, in the order in which they run.
+
+To add a method: write its module (a function from a model and a text to a frozen result with `.rows()` and
+`.to_json()`), give it an entry in `METHODS` here, and a `Drawing` of the same name under `ui.render.analyses`.
+
+Enters: a `Question`, what all methods are asked about. Leaves: a method's own result, or `ValueError` in one line where
+it cannot answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from activations.analyses import ablation, agreement, attention, attribution, direct, lens, norms, patching, roles
+from activations.analyses.targets import Metric, Target
+
+if TYPE_CHECKING:
+    from activations.model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Question:
+    """What all methods are asked about."""
+
+    lm: LanguageModel
+    text: str
+    compare: str | None
+    """A second text; never None for methods that need one."""
+    metric: Metric
+    """The target, resolved on the text."""
+    target: Target
+    """The target to pass on, so that all methods explain the same token."""
+    contrast: str | int | None
+    position: int | None
+    done: dict[str, Any]
+    """Results of the methods that ran before, by name."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The keywords of methods that explain a target."""
+        return {"target": self.target, "contrast": self.contrast, "position": self.position}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One thing that can be chosen about a method: its type is that of `default`."""
+
+    default: str | int | float
+    about: str
+    """What it is, in a few words for people; with its unit."""
+    choices: tuple[str, ...] = ()
+    """Usual values of a text."""
+    least: float | None = None
+    most: float | None = None
+    """Bounds of a number on the page; a method may take more from Python."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method is run."""
+
+    run: Callable[..., Any]
+    """Takes a `Question`, and its settings by name."""
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    needs_compare: bool = False
+    """It needs a second text, and runs by itself where there is one."""
+    on_request: bool = False
+    """It runs only where it is named: it says nothing of this text, or takes long."""
+
+
+def _attribution(name: str) -> Method:
+    return Method(
+        lambda asked, **own: attribution.attribute(asked.lm, asked.text, method=name, **asked.about, **own),
+        _ATTRIBUTION_SETTINGS.get(name, {}),
+    )
+
+
+def _agreement(asked: Question) -> Any:
+    found = {name: result for name, result in asked.done.items() if isinstance(result, attribution.Attribution)}
+    return agreement.compare_methods(found)
+
+
+def _patterns(asked: Question) -> Any:
+    return asked.done.get("attention") or attention.attention_patterns(asked.lm, asked.text)
+
+
+def _routes(asked: Question) -> Any:
+    return attention.attention_routes(_patterns(asked), asked.metric.position)
+
+
+def _compared(asked: Question) -> Any:
+    assert asked.compare is not None
+    return attention.compare_attention(_patterns(asked), attention.attention_patterns(asked.lm, asked.compare))
+
+
+def _direct(asked: Question) -> Any:
+    if isinstance(asked.target, (str, int)) and not asked.metric.is_classifier:
+        return direct.direct_logit_attribution(
+            asked.lm, asked.text, target=asked.target, contrast=asked.contrast, position=asked.metric.position
+        )
+    raise ValueError(f"the target is the {asked.metric.name}, expected a token: direct effects are on single logits")
+
+
+def _patching(asked: Question, **own: Any) -> Any:
+    assert asked.compare is not None
+    about = asked.about
+    if asked.contrast is None and isinstance(asked.target, (str, int)):
+        other = Metric(asked.lm, asked.compare, position=asked.position).token
+        about |= {"contrast": other if other is not None and other != asked.metric.token else None}
+    return patching.patch_activations(asked.lm, asked.text, asked.compare, **about, **own)
+
+
+_BASELINE = Setting("pad", "What stands in place of tokens: pad, mean, zero, a token", ("pad", "mean", "zero"))
+_ATTRIBUTION_SETTINGS: dict[str, dict[str, Setting]] = {
+    "integrated_gradients": {
+        "baseline": _BASELINE,
+        "steps": Setting(32, "Points between the baseline and the text", least=1, most=256),
+    },
+    "substitution": {
+        "samples": Setting(8, "Tokens put in place of each", least=1, most=64),
+        "seed": Setting(0, "Which tokens are drawn", least=0, most=1_000_000),
+    },
+}
+
+ATTRIBUTIONS = tuple(attribution.METHODS)
+"""What `attributions` stands for."""
+METHODS: dict[str, Method] = {
+    **{name: _attribution(name) for name in ATTRIBUTIONS},
+    "agreement": Method(_agreement),
+    "lens": Method(
+        lambda asked, **own: lens.logit_lens(asked.lm, asked.text, **own),
+        {"top": Setting(5, "Choices kept for each place", least=1, most=20)},
+    ),
+    "direct": Method(_direct),
+    "attention": Method(lambda asked: attention.attention_patterns(asked.lm, asked.text)),
+    "routes": Method(_routes),
+    "ablation": Method(
+        lambda asked, **own: ablation.ablate_components(asked.lm, asked.text, **asked.about, **own),
+        {"how": Setting("mean", "What stands in place of a component's output", ("mean", "zero"))},
+    ),
+    "norms": Method(lambda asked: norms.activation_norms(asked.lm, asked.text)),
+    "roles": Method(lambda asked: roles.head_roles(asked.lm), on_request=True),
+    "patching": Method(
+        _patching,
+        {"direction": Setting("denoise", "Restore the corrupt run, or corrupt the clean one", ("denoise", "noise"))},
+        needs_compare=True,
+    ),
+    "compared_attention": Method(_compared, needs_compare=True),
+}
+"""In the order in which they run."""
