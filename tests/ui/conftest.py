@@ -103,7 +103,7 @@ class Visit:
         self.complaints: list[str] = []
         self.unanswered: set[Any] = set()
         for ended in ("requestfinished", "requestfailed"):
-            context.on(ended, self.unanswered.discard)
+            context.on(ended, lambda request: self.unanswered.discard(request))
         context.on("request", lambda request: "/heartbeat/" in request.url or self.unanswered.add(request))
         context.on("request", lambda request: self.requests.append(request.url))
         self.page.on("console", lambda message: self.complain(message.type, message.text))
