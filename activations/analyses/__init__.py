@@ -11,8 +11,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from activations.analyses.ablation import AblationComparison as AblationComparison
     from activations.analyses.ablation import ComponentAblation as ComponentAblation
     from activations.analyses.ablation import ablate_components as ablate_components
+    from activations.analyses.ablation import compare_ablations as compare_ablations
     from activations.analyses.agreement import Agreement as Agreement
     from activations.analyses.agreement import DeletionCurve as DeletionCurve
     from activations.analyses.agreement import compare_methods as compare_methods
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from activations.analyses.attention import compare_attention as compare_attention
     from activations.analyses.attribution import Attribution as Attribution
     from activations.analyses.attribution import attribute as attribute
+    from activations.analyses.attribution_patching import AttributionPatching as AttributionPatching
+    from activations.analyses.attribution_patching import PatchingAgreement as PatchingAgreement
+    from activations.analyses.attribution_patching import attribute_patches as attribute_patches
+    from activations.analyses.attribution_patching import patching_agreement as patching_agreement
     from activations.analyses.direct import DirectAttribution as DirectAttribution
     from activations.analyses.direct import direct_logit_attribution as direct_logit_attribution
     from activations.analyses.lens import LogitLens as LogitLens
@@ -34,6 +40,7 @@ if TYPE_CHECKING:
     from activations.analyses.norms import activation_norms as activation_norms
     from activations.analyses.norms import neuron_activations as neuron_activations
     from activations.analyses.patching import ActivationPatching as ActivationPatching
+    from activations.analyses.patching import NeuronEffect as NeuronEffect
     from activations.analyses.patching import patch_activations as patch_activations
     from activations.analyses.roles import HeadRoles as HeadRoles
     from activations.analyses.roles import head_roles as head_roles
@@ -42,8 +49,11 @@ if TYPE_CHECKING:
     from activations.analyses.running import analyze_stepwise as analyze_stepwise
     from activations.analyses.targets import AtSite as AtSite
     from activations.analyses.targets import Continuation as Continuation
+    from activations.analyses.tracing import CausalTrace as CausalTrace
+    from activations.analyses.tracing import trace_fact as trace_fact
 
 _HOMES = {
+    "AblationComparison": "ablation",
     "ActivationNorms": "norms",
     "ActivationPatching": "patching",
     "Agreement": "agreement",
@@ -53,6 +63,8 @@ _HOMES = {
     "AttentionPatterns": "attention",
     "AttentionRoutes": "attention",
     "Attribution": "attribution",
+    "AttributionPatching": "attribution_patching",
+    "CausalTrace": "tracing",
     "ComponentAblation": "ablation",
     "Continuation": "targets",
     "DeletionCurve": "agreement",
@@ -60,6 +72,8 @@ _HOMES = {
     "HeadRoles": "roles",
     "LogitLens": "lens",
     "NeuronActivations": "norms",
+    "NeuronEffect": "patching",
+    "PatchingAgreement": "attribution_patching",
     "ablate_components": "ablation",
     "activation_norms": "norms",
     "analyze": "running",
@@ -67,6 +81,8 @@ _HOMES = {
     "attention_patterns": "attention",
     "attention_routes": "attention",
     "attribute": "attribution",
+    "attribute_patches": "attribution_patching",
+    "compare_ablations": "ablation",
     "compare_attention": "attention",
     "compare_methods": "agreement",
     "deletion_curve": "agreement",
@@ -75,6 +91,8 @@ _HOMES = {
     "logit_lens": "lens",
     "neuron_activations": "norms",
     "patch_activations": "patching",
+    "patching_agreement": "attribution_patching",
+    "trace_fact": "tracing",
 }
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -96,7 +96,7 @@ def test_a_mean_over_one_token_changes_nothing(llama: LanguageModel) -> None:
     found = ablate_components(llama, "a", "z")
     assert np.abs(found.heads).max() < 1e-12
     assert np.abs(found.mlp).max() < 1e-12
-    assert len(found.rows()) == 3 * 4 + 3 + 3
+    assert len(found.rows()) == 3 * 4 + 3 + 3 + 1
     json.loads(found.to_json())
 
 
@@ -107,5 +107,5 @@ def test_what_cannot_be_compared_is_said_in_one_line(llama: LanguageModel) -> No
         patch_activations(llama, CLEAN, CLEAN)
     with pytest.raises(ValueError, match="direction 'up' is unknown, expected denoise or noise"):
         patch_activations(llama, CLEAN, CORRUPT, direction="up")  # pyright: ignore
-    with pytest.raises(ValueError, match="how='none' is unknown, expected mean or zero"):
+    with pytest.raises(ValueError, match="how='none' is unknown, expected mean, zero, mean_reference"):
         ablate_components(llama, CLEAN, how="none")  # pyright: ignore
