@@ -50,8 +50,8 @@ def analyze(
     """Explain what a model says on a text: attribution, lens, attention, direct effects, ablation, patching.
 
     Methods: attributions (gradient_norm, gradient_x_input, integrated_gradients, leave_one_out, substitution),
-    agreement, lens, direct, attention, routes, ablation, norms, roles; with --compare also patching and
-    compared_attention.
+    agreement, lens, direct, attention, routes, ablation, norms; with --compare also patching and compared_attention.
+    Where they are named: roles, ablation_strategies, tracing (needs --set tracing.subject="…"), attribution_patching.
 
     [dim]glassbox analyze --model embedded --text "def read(path):" --out why.html[/dim]
 

@@ -13,7 +13,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from activations.analyses import ablation, agreement, attention, attribution, direct, lens, norms, patching, roles
+from activations.analyses import (
+    ablation,
+    agreement,
+    attention,
+    attribution,
+    attribution_patching,
+    direct,
+    lens,
+    norms,
+    patching,
+    roles,
+    tracing,
+)
 from activations.analyses.targets import Metric, Target
 
 if TYPE_CHECKING:
@@ -103,15 +115,50 @@ def _direct(asked: Question) -> Any:
     raise ValueError(f"the target is the {asked.metric.name}, expected a token: direct effects are on single logits")
 
 
-def _patching(asked: Question, **own: Any) -> Any:
-    assert asked.compare is not None
+def _two_texts(asked: Question) -> dict[str, Any]:
+    """The target as methods of two texts take it: where no contrast is named, what the model says on the other."""
     about = asked.about
     if asked.contrast is None and isinstance(asked.target, (str, int)):
-        other = Metric(asked.lm, asked.compare, position=asked.position).token
+        other = Metric(asked.lm, asked.compare or "", position=asked.position).token
         about |= {"contrast": other if other is not None and other != asked.metric.token else None}
-    return patching.patch_activations(asked.lm, asked.text, asked.compare, **about, **own)
+    return about
 
 
+def _patching(asked: Question, *, places: str = "usual", **own: Any) -> Any:
+    assert asked.compare is not None
+    if places not in ("usual", "all"):
+        raise ValueError(f"patching.places is {places!r}, expected usual or all: choose one of these")
+    every = [
+        name
+        for name in patching.SITES
+        if name in ("query", "key", "value", "pattern", "embed", "head_positions") or asked.lm.has_site(f"{name}.0")
+    ]
+    sites = patching.DEFAULT_SITES if places == "usual" else every
+    return patching.patch_activations(asked.lm, asked.text, asked.compare, sites=sites, **_two_texts(asked), **own)
+
+
+def _attribution_patching(asked: Question, **own: Any) -> Any:
+    assert asked.compare is not None
+    return attribution_patching.attribute_patches(asked.lm, asked.text, asked.compare, **_two_texts(asked), **own)
+
+
+def _strategies(asked: Question) -> Any:
+    references = None if asked.compare is None else [asked.compare]
+    return ablation.compare_ablations(asked.lm, asked.text, references=references, **asked.about)
+
+
+def _tracing(asked: Question, *, subject: str = "", **own: Any) -> Any:
+    if not subject:
+        raise ValueError("tracing was given no subject, expected words of the text: set tracing.subject")
+    if asked.contrast is not None or not isinstance(asked.target, (str, int)):
+        raise ValueError("tracing follows the probability of one token, expected no contrast: name a token alone")
+    window = own.pop("window", 0)
+    return tracing.trace_fact(
+        asked.lm, asked.text, subject, asked.target, position=asked.position, window=window or None, **own
+    )
+
+
+_DIRECTION = Setting("denoise", "Restore the corrupt run, or corrupt the clean one", ("denoise", "noise"))
 _BASELINE = Setting("pad", "What stands in place of tokens: pad, mean, zero, a token", ("pad", "mean", "zero"))
 _ATTRIBUTION_SETTINGS: dict[str, dict[str, Setting]] = {
     "integrated_gradients": {
@@ -140,12 +187,36 @@ METHODS: dict[str, Method] = {
         lambda asked, **own: ablation.ablate_components(asked.lm, asked.text, **asked.about, **own),
         {"how": Setting("mean", "What stands in place of a component's output", ("mean", "zero"))},
     ),
+    "ablation_strategies": Method(_strategies, on_request=True),
+    "tracing": Method(
+        _tracing,
+        {
+            "subject": Setting("", "Words of the text whose embeddings are disturbed"),
+            "noise": Setting(3.0, "Noise, in standard deviations of the embeddings", least=0, most=20),
+            "samples": Setting(10, "Draws of noise", least=1, most=50),
+            "window": Setting(0, "Layers restored together (0: 10, or half of them)", least=0, most=40),
+        },
+        on_request=True,
+    ),
     "norms": Method(lambda asked: norms.activation_norms(asked.lm, asked.text)),
     "roles": Method(lambda asked: roles.head_roles(asked.lm), on_request=True),
     "patching": Method(
         _patching,
-        {"direction": Setting("denoise", "Restore the corrupt run, or corrupt the clean one", ("denoise", "noise"))},
+        {
+            "direction": _DIRECTION,
+            "places": Setting("usual", "Usual places, or also what lies inside of attention", ("usual", "all")),
+            "neurons": Setting(0, "Single neurons, those that gradients rank first", least=0, most=200),
+        },
         needs_compare=True,
+    ),
+    "attribution_patching": Method(
+        _attribution_patching,
+        {
+            "direction": _DIRECTION,
+            "steps": Setting(0, "Gradients along each site's way; 0: the tangent", least=0, most=64),
+        },
+        needs_compare=True,
+        on_request=True,
     ),
     "compared_attention": Method(_compared, needs_compare=True),
 }

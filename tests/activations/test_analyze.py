@@ -25,7 +25,9 @@ def llama() -> LanguageModel:
 def test_all_that_applies_runs_and_the_rest_is_told(name: str) -> None:
     lm = LanguageModel(build(name), tokenizer())
     found = analyze(lm, TEXT, compare=OTHER)
-    assert set(found.results) | set(found.left_out) == set(METHODS) - {"roles"}
+    assert set(found.results) | set(found.left_out) == {
+        name for name, method in METHODS.items() if not method.on_request
+    }
     assert set(found.left_out) == ({"direct"} if name == "bert" else set())
     assert set(found.time_s) == set(found.results)
     content = json.loads(found.to_json())
@@ -60,7 +62,7 @@ def test_settings_reach_their_method_in_its_type(llama: LanguageModel) -> None:
         ({"lens": {"top": 3}}, "settings of 'lens' were given, expected of ablation, norms: leave them out"),
         ({"norms": {"x": 3}}, "norms has no setting 'x', expected none: leave it out"),
         ({"ablation": {"hov": 3}}, r"ablation has no setting 'hov' \(nearest: how\), expected how"),
-        ({"ablation": {"how": "half"}}, "how='half' is unknown, expected mean or zero"),
+        ({"ablation": {"how": "half"}}, "how='half' is unknown, expected mean, zero"),
     ):
         with pytest.raises(ValueError, match=said):
             analyze(llama, TEXT, ["norms", "ablation"], settings=settings)

@@ -89,6 +89,26 @@ def test_every_method_has_a_drawing_and_a_word_in_the_help() -> None:
     assert not [name for name in METHODS if name not in (analyzing.analyze.__doc__ or "")]
 
 
+def test_causal_methods_on_request_draw_hostile_words_as_text(
+    tiny_lm: LanguageModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"tracing": {"subject": "<script>", "samples": 2}, "patching": {"places": "all", "neurons": 2}}
+    methods = ["ablation_strategies", "tracing", "patching", "attribution_patching"]
+    found = analyze(tiny_lm, HOSTILE, methods, compare=OTHER, settings=settings)
+    page, seen = analysis.analysis_page(found), _Seen()
+    seen.feed(page)
+    assert not seen.tags & {"script", "iframe"}
+    assert "Causal trace" in page
+    assert "Patterns of heads" in page
+    assert "Heads by position" in page
+    tables.show(*analysis.analysis_tables(found))
+    assert "Patching by gradients" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="tracing was given no subject"):
+        analyze(tiny_lm, HOSTILE, ["tracing"])
+    with pytest.raises(ValueError, match=r"patching\.places is 'some'"):
+        analyze(tiny_lm, HOSTILE, ["patching"], compare=OTHER, settings={"patching": {"places": "some"}})
+
+
 def test_every_method_is_saved_as_pictures_and_drawn_by_plotly(tiny_lm: LanguageModel, tmp_path: Path) -> None:
     found = analyze(tiny_lm, HOSTILE, ["gradient_norm", "routes"])
     files = analysis.save_pictures(found, tmp_path / "pictures")
