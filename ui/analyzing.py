@@ -49,9 +49,10 @@ def analyze(
 ) -> None:
     """Explain what a model says on a text: attribution, lens, attention, direct effects, ablation, patching.
 
-    Methods: attributions (gradient_norm, gradient_x_input, integrated_gradients, leave_one_out, substitution),
-    agreement, lens, direct, attention, routes, ablation, norms; with --compare also patching and compared_attention.
-    Where they are named: roles, ablation_strategies, tracing (needs --set tracing.subject="…"), attribution_patching.
+    Methods: attributions (gradient_norm, gradient_x_input, integrated_gradients, attn_lrp, cp_lrp, leave_one_out,
+    substitution, shapley), agreement, lens, direct, attention, routes, ablation, norms; with --compare also patching
+    and compared_attention. Where they are named: roles, ablation_strategies, tracing (needs --set
+    tracing.subject="…"), attribution_patching.
 
     [dim]glassbox analyze --model embedded --text "def read(path):" --out why.html[/dim]
 

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from activations.analyses.attribution import BATCH_TOKENS, Attribution, baseline_ids, replaceable
+from activations.analyses.attribution import Attribution
+from activations.analyses.baselines import BATCH_TOKENS, baseline_ids, replaceable
 from activations.analyses.plain import plain, to_json
 from activations.analyses.targets import Metric, Target
 

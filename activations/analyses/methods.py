@@ -165,6 +165,13 @@ _ATTRIBUTION_SETTINGS: dict[str, dict[str, Setting]] = {
         "baseline": _BASELINE,
         "steps": Setting(32, "Points between the baseline and the text", least=1, most=256),
     },
+    "shapley": {
+        "how": Setting("auto", "How orders are asked about", ("auto", "exact", "permutation", "owen")),
+        "players": Setting("tokens", "What comes and goes", ("tokens", "words")),
+        "baseline": _BASELINE,
+        "samples": Setting(16, "Orders drawn, in pairs", least=2, most=512),
+        "seed": Setting(0, "Which orders are drawn", least=0, most=1_000_000),
+    },
     "substitution": {
         "samples": Setting(8, "Tokens put in place of each", least=1, most=64),
         "seed": Setting(0, "Which tokens are drawn", least=0, most=1_000_000),

@@ -96,6 +96,11 @@ class Metric:
         else:
             self._resolve(target, contrast, labels)
 
+    @property
+    def is_conserved(self) -> bool:
+        """The number is a logit, a difference of two, or read at a site: relevance can sum to it."""
+        return isinstance(self._target, AtSite) or (self.token is not None and self._measure == "logit")
+
     def _place(self, position: int | None) -> int:
         if position is None:
             mask = getattr(self.lm.tokenizer, "mask_token_id", None) if self.lm.kind == "encoder" else None

@@ -10,7 +10,7 @@ from families import build, tokenizer
 
 from activations import LanguageModel, analyze
 from activations.analyses import attribute, compare_methods, deletion_curve
-from activations.analyses.methods import METHODS
+from activations.analyses.methods import ATTRIBUTIONS, METHODS
 from activations.analyses.running import chosen_methods, parsed_settings
 
 TEXT, OTHER = "def f(x):", "def g(y):"
@@ -44,7 +44,7 @@ def test_methods_are_chosen_by_name_and_group(llama: LanguageModel) -> None:
     found = analyze(llama, TEXT, ["lens", "gradient_norm"], target="z")
     assert list(found.results) == ["gradient_norm", "lens"]
     assert found.target == "logit of 'z'"
-    assert len(chosen_methods(["attributions"], None)) == 5
+    assert chosen_methods(["attributions"], None) == list(ATTRIBUTIONS)
     assert "patching" not in chosen_methods(None, None)
     assert list(analyze(llama, TEXT, ["roles"]).results) == ["roles"]
 

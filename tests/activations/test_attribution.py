@@ -158,9 +158,25 @@ def test_a_class_of_a_classifier_is_a_target() -> None:
         attribute(lm, TEXT, "ugly")
 
 
+def test_a_function_of_gradients_is_a_method(llama: LanguageModel) -> None:
+    def largest(rows: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        return (rows * gradient).abs().amax(1)
+
+    found = attribute(llama, TEXT, "z", method=largest)
+    rows = llama.activations(TEXT, ["embed"])["embed"][0]
+    by_hand = attribute(llama, TEXT, "z", method=lambda rows, gradient: (rows * gradient).sum(1))
+    assert found.method == "largest"
+    assert (found.scores > 0).all()
+    assert (found.scores * rows.shape[1] >= np.abs(by_hand.scores)).all()
+    product = attribute(llama, TEXT, "z", method="gradient_x_input")
+    np.testing.assert_allclose(by_hand.scores, product.scores, atol=1e-12)
+    with pytest.raises(ValueError, match=r"the method's function returned \(9, 32\), expected 9 scores: return one"):
+        attribute(llama, TEXT, "z", method=lambda rows, gradient: rows * gradient)
+
+
 def test_special_tokens_stand_still(llama: LanguageModel) -> None:
     tokens = torch.cat([torch.tensor([[1]]), llama.tokenize(TEXT).tokens], dim=1)
-    for method in ("integrated_gradients", "leave_one_out", "substitution"):
+    for method in ("integrated_gradients", "leave_one_out", "substitution", "shapley"):
         found = attribute(llama, tokens, "z", method=method)
         assert found.tokens[0] == "<s>"
         assert found.scores[0] == 0

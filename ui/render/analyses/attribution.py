@@ -19,15 +19,20 @@ ATTRIBUTIONS = {
     "gradient_norm": "Gradient norm",
     "gradient_x_input": "Gradient × input",
     "integrated_gradients": "Integrated gradients",
+    "attn_lrp": "Relevance (AttnLRP)",
+    "cp_lrp": "Relevance (CP-LRP)",
     "leave_one_out": "Leave one out",
     "substitution": "Substitution",
+    "shapley": "Shapley values",
 }
 """Attributions by name; they share one section."""
+RELEVANCES = ("attn_lrp", "cp_lrp")
 WHAT = (
-    "How much each token makes of the target's number, by different questions: how sensitive it is (gradient norm),"
-    " what shrinking a token's embedding would do (gradient × input), what replacing it by padding adds up to "
-    "(integrated gradients), what leaving it out or putting another in its place changes. Orange raises the number,"
-    " blue lowers it; hover to read the value."
+    "How much each token makes of the target's number, by different questions: how sensitive it is (gradient norm), "
+    "what shrinking a token's embedding would do (gradient × input), what replacing it by padding adds up to "
+    "(integrated gradients), what is handed back to it through each layer (relevance), what leaving it out or putting "
+    "another in its place changes, what it adds in all orders (Shapley values). Orange raises the number, blue lowers "
+    "it; hover to read the value."
 )
 
 
@@ -61,11 +66,17 @@ def overlay(found: Attribution) -> Text:
 
 
 def summary(found: Attribution) -> str:
+    """Returns in words what was explained, and how far the scores are from adding up to it."""
     said = f"{found.target} is {short(found.value)}"
-    if found.baseline_value is not None and found.error is not None:
-        said += f", {short(found.baseline_value)} at the baseline, error {short(found.error)}"
-        if (found.relative_error or 0) > 0.05:
-            said += " (large: more steps, or another baseline)"
+    if found.baseline_value is None or found.error is None:
+        return said
+    if found.method in RELEVANCES:
+        return f"{said}; the scores sum to {short(found.value + found.error)}, biases and positions hold the rest"
+    said += f", {short(found.baseline_value)} at the baseline, error {short(found.error)}"
+    if (found.relative_error or 0) > 0.05:
+        said += " (large: more steps, or another baseline)"
+    if found.standard_errors is not None:
+        said += f"; standard errors up to {short(float(found.standard_errors.max()))}"
     return said
 
 
