@@ -39,6 +39,9 @@ def analyze(
         list[str] | None,
         typer.Option("--set", metavar="METHOD.NAME=VALUE", help="A method's setting; repeatable."),
     ] = None,
+    lens: Annotated[
+        Path | None, typer.Option("--lens", metavar="FILE", help="Also read layers through this tuned lens.")
+    ] = None,
     dictionary: Annotated[
         Path | None, typer.Option("--dictionary", metavar="D", help="Also the features that are active on the text.")
     ] = None,
@@ -50,9 +53,9 @@ def analyze(
     """Explain what a model says on a text: attribution, lens, attention, direct effects, ablation, patching.
 
     Methods: attributions (gradient_norm, gradient_x_input, integrated_gradients, attn_lrp, cp_lrp, leave_one_out,
-    substitution, shapley), agreement, lens, direct, attention, routes, ablation, norms; with --compare also patching
-    and compared_attention. Where they are named: roles, ablation_strategies, tracing (needs --set
-    tracing.subject="…"), attribution_patching.
+    substitution, shapley), agreement, lens, flow, direct, attention, routes, ablation, norms; with --compare also
+    patching and compared_attention. Where they are named: roles, tuned_lens (--lens), ablation_strategies, tracing
+    (needs --set tracing.subject="…"), attribution_patching.
 
     [dim]glassbox analyze --model embedded --text "def read(path):" --out why.html[/dim]
 
@@ -63,8 +66,13 @@ def analyze(
     from activations.analyses import running
     from ui.render import analysis, tables
 
+    own = running.parsed_settings(settings or [])
+    if lens is not None:
+        own.setdefault("tuned_lens", {})["file"] = str(lens)
     named = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
-    running.chosen_methods(named, compare)  # a misspelt name is told before a model is loaded
+    if named is not None and lens is not None:
+        named.append("tuned_lens")
+    running.chosen_methods(named, compare, own)  # a misspelt name is told before a model is loaded
     result = running.analyze(
         model,
         text,
@@ -73,7 +81,7 @@ def analyze(
         target=target,
         contrast=contrast,
         position=position,
-        settings=running.parsed_settings(settings or []),
+        settings=own,
     )
     active = None if dictionary is None else _active(dictionary, model, text, target)
     if as_json:
@@ -93,3 +101,39 @@ def _active(dictionary: Path, model: str, text: str, target: str | None) -> Acti
 
     with closing(Dictionary.open(dictionary, model=model)) as opened:
         return opened.active_on(text, by="attribution", target=target)
+
+
+def tuned_lens(
+    model: Annotated[str, typer.Option("--model", metavar="M", help="Local folder or hub name of the model.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Write the lens there (.safetensors).")],
+    data: Annotated[
+        str, typer.Option("--data", metavar="D", help="Text: local file or folder, hub data set, or 'embedded'.")
+    ] = "embedded",
+    store: Annotated[
+        Path | None, typer.Option("--store", metavar="DIR", help="Train on this activation store in place of text.")
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Training steps of 512 tokens.")] = 200,
+    seed: Annotated[int, typer.Option("--seed", help="Order of the text.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a tuned lens: a translation of every layer into the last one's basis, for `glassbox analyze --lens`.
+
+    [dim]glassbox tuned-lens --model embedded --out lens.safetensors[/dim]
+    """
+    from activations import LanguageModel
+    from activations.analyses.tuned_lens import train_tuned_lens
+    from activations.corpus import DataConfig, documents
+    from activations.store import ActivationStore
+    from ui.render import tables
+
+    read = (document.text for document in documents(DataConfig(source=data)))
+    rows = read if store is None else ActivationStore.open(store)
+    lens = train_tuned_lens(LanguageModel.load(model), rows, steps=steps, seed=seed)
+    path = lens.save(out)
+    if as_json:
+        typer.echo(json.dumps({"path": str(path)} | lens.training))
+        return
+    before, after = lens.training["heldout_kl_before"], lens.training["heldout_kl"]
+    records = [{"site": site, "logit lens": before[site], "tuned lens": after[site]} for site in lens.sites]
+    tables.show(tables.records_table("KL to the model's own prediction on held-out tokens, nats", records))
+    typer.echo(f"Lens: {path}")

@@ -101,6 +101,7 @@ for verb, command in {
     **questions.VERBS,
     "compare": comparing.compare,
     "analyze": analyzing.analyze,
+    "tuned-lens": analyzing.tuned_lens,
     "doctor": doctor,
 }.items():
     app.command(verb)(command)

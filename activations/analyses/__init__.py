@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from activations.analyses.attribution_patching import patching_agreement as patching_agreement
     from activations.analyses.direct import DirectAttribution as DirectAttribution
     from activations.analyses.direct import direct_logit_attribution as direct_logit_attribution
+    from activations.analyses.flow import StreamFlow as StreamFlow
+    from activations.analyses.flow import stream_flow as stream_flow
     from activations.analyses.lens import LogitLens as LogitLens
     from activations.analyses.lens import logit_lens as logit_lens
     from activations.analyses.norms import ActivationNorms as ActivationNorms
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
     from activations.analyses.targets import Continuation as Continuation
     from activations.analyses.tracing import CausalTrace as CausalTrace
     from activations.analyses.tracing import trace_fact as trace_fact
+    from activations.analyses.tuned_lens import TunedLens as TunedLens
+    from activations.analyses.tuned_lens import train_tuned_lens as train_tuned_lens
 
 _HOMES = {
     "AblationComparison": "ablation",
@@ -74,6 +78,8 @@ _HOMES = {
     "NeuronActivations": "norms",
     "NeuronEffect": "patching",
     "PatchingAgreement": "attribution_patching",
+    "StreamFlow": "flow",
+    "TunedLens": "tuned_lens",
     "ablate_components": "ablation",
     "activation_norms": "norms",
     "analyze": "running",
@@ -92,7 +98,9 @@ _HOMES = {
     "neuron_activations": "norms",
     "patch_activations": "patching",
     "patching_agreement": "attribution_patching",
+    "stream_flow": "flow",
     "trace_fact": "tracing",
+    "train_tuned_lens": "tuned_lens",
 }
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -1,6 +1,6 @@
 """The logit lens: what the model would predict if it stopped after each layer.
 
-    logit_lens(lm, text, top=5, target=None, sites=None) -> LogitLens
+    logit_lens(lm, text, top=5, target=None, sites=None, lens=None) -> LogitLens
 
 Enters: a model and one text. Leaves: for each place in the residual stream and each token, what the model's own end
 (final norm, head, softcap: `activations.readout`) makes of the stream there: the most probable tokens, the probability
@@ -9,8 +9,9 @@ first choice stays. The last layer is the model's own prediction, exactly.
 
     p_l = softmax(readout(h_l));  entropy −Σ p_l ln p_l;  KL(p_final ‖ p_l) = Σ p_final (ln p_final − ln p_l), in nats
 
-Early layers often look like noise although what they hold can be read with a trained translation: the basis of the
-stream drifts over layers. A low rank early on says that a token can be read there, not that later layers use it.
+Early layers often look like noise although what they hold can be read with a trained translation (`lens`, a
+`tuned_lens.TunedLens`): the basis of the stream drifts over layers. A low rank early on says that a token can be read
+there, not that later layers use it.
 
 Memory: one pass that keeps the stream at each layer, and then distributions of `CHUNK_VALUES` entries at a time: never
 layers × tokens × vocabulary.
@@ -35,6 +36,7 @@ from activations.analyses.plain import plain, to_json
 from activations.readout import check_readout, readout, stream_sites
 
 if TYPE_CHECKING:
+    from activations.analyses.tuned_lens import TunedLens
     from activations.model import LanguageModel
 
 CHUNK_VALUES = 1 << 24
@@ -73,6 +75,8 @@ class LogitLens:
     """KL(final ‖ here) in nats; 0 at the end."""
     converged_at: Int[np.ndarray, " tokens"]
     """Index into `sites` of the first place from which on the most probable token is the final one."""
+    is_tuned: bool = False
+    """Places before the end were read through a trained translation."""
 
     @property
     def convergence_depths(self) -> Float[np.ndarray, " tokens"]:
@@ -113,6 +117,7 @@ def logit_lens(
     target: str | int | None = None,
     sites: Sequence[str] | None = None,
     positions: Sequence[int] | None = None,
+    lens: TunedLens | None = None,
 ) -> LogitLens:
     """Reads the residual stream of a text as predictions, layer by layer.
 
@@ -120,16 +125,19 @@ def logit_lens(
     text or id; None asks about the token that the text itself has there. `sites` are places of width `d_model`
     (default: the embeddings and every layer's output); the end of the stream is added where it is missing. `positions`
     are the tokens that are read, by index (default: all): the head over a large vocabulary takes most of the time.
+    `lens` translates what stands at its places before it is read; by default these are then the places asked about.
 
     Raises:
         ValueError: empty or too long text, a target of several tokens, a model without a head over tokens, a site that
-            is not part of the residual stream, a position outside the text.
+            is not part of the residual stream, a position outside the text, a lens of other weights or places.
     """
     if top < 1:
         raise ValueError(f"got top={top}, expected at least 1: ask for one token or more")
     tokens = tokens_of(lm, text)
     check_readout(lm)
-    places = _places(lm, stream_sites(lm) if sites is None else sites)
+    if lens is not None:
+        lens.check(lm)
+    places = _places(lm, (stream_sites(lm) if lens is None else lens.sites) if sites is None else sites)
     asked = expected_ids(lm, tokens) if target is None else [token_id(lm, target)] * tokens.shape[1]
     kept = range(tokens.shape[1]) if positions is None else list(positions)
     if any(not 0 <= place < tokens.shape[1] for place in kept) or not len(kept):
@@ -140,6 +148,8 @@ def logit_lens(
     stream = {site: value[0] for site, value in lm.capture(tokens, None, places).items()}
     if positions is not None:
         stream = {site: value[list(kept)] for site, value in stream.items()}
+    if lens is not None:
+        stream |= {site: lens.translate(site, stream[site]) for site in places if site != lm.final_site}
     ids = [int(tokens[0, place]) for place in kept]
     top = min(top, lm.vocab_size)
     chunk = max(1, CHUNK_VALUES // lm.vocab_size)
@@ -169,6 +179,7 @@ def logit_lens(
         entropies=joined["entropies"],
         divergences=joined["divergences"],
         converged_at=len(places) - settled,
+        is_tuned=lens is not None,
     )
 
 

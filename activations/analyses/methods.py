@@ -20,11 +20,13 @@ from activations.analyses import (
     attribution,
     attribution_patching,
     direct,
+    flow,
     lens,
     norms,
     patching,
     roles,
     tracing,
+    tuned_lens,
 )
 from activations.analyses.targets import Metric, Target
 
@@ -79,7 +81,7 @@ class Method:
     needs_compare: bool = False
     """It needs a second text, and runs by itself where there is one."""
     on_request: bool = False
-    """It runs only where it is named: it says nothing of this text, or takes long."""
+    """It runs only where it is named or has settings: it says nothing of this text, or takes long."""
 
 
 def _attribution(name: str) -> Method:
@@ -105,6 +107,12 @@ def _routes(asked: Question) -> Any:
 def _compared(asked: Question) -> Any:
     assert asked.compare is not None
     return attention.compare_attention(_patterns(asked), attention.attention_patterns(asked.lm, asked.compare))
+
+
+def _tuned_lens(asked: Question, file: str = "", top: int = 5) -> Any:
+    if not file:
+        raise ValueError("tuned_lens was asked for without a file, expected one: train it with `glassbox tuned-lens`")
+    return lens.logit_lens(asked.lm, asked.text, top=top, lens=tuned_lens.TunedLens.load(file))
 
 
 def _direct(asked: Question) -> Any:
@@ -187,6 +195,15 @@ METHODS: dict[str, Method] = {
         lambda asked, **own: lens.logit_lens(asked.lm, asked.text, **own),
         {"top": Setting(5, "Choices kept for each place", least=1, most=20)},
     ),
+    "tuned_lens": Method(
+        _tuned_lens,
+        {
+            "file": Setting("", "File of a trained lens"),
+            "top": Setting(5, "Choices kept for each place", least=1, most=20),
+        },
+        on_request=True,
+    ),
+    "flow": Method(lambda asked: flow.stream_flow(asked.lm, asked.text)),
     "direct": Method(_direct),
     "attention": Method(lambda asked: attention.attention_patterns(asked.lm, asked.text)),
     "routes": Method(_routes),

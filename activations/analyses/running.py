@@ -81,7 +81,7 @@ def analyze(
             setting.
         FileNotFoundError: no model of this name.
     """
-    with progress("Analyse", len(chosen_methods(methods, compare)), "methods") as advance:
+    with progress("Analyse", len(chosen_methods(methods, compare, settings)), "methods") as advance:
         for found in analyze_stepwise(
             model,
             text,
@@ -114,7 +114,7 @@ def analyze_stepwise(
     """
     from activations.model import LanguageModel
 
-    chosen = chosen_settings(chosen_methods(methods, compare), settings)
+    chosen = chosen_settings(chosen_methods(methods, compare, settings), settings)
     lm = LanguageModel.load(model) if isinstance(model, str) else model
     metric = Metric(lm, text, target, contrast=contrast, position=position)
     fixed = metric.token if metric.token is not None and not isinstance(target, Continuation) else target
@@ -127,7 +127,7 @@ def analyze_stepwise(
         try:
             asked.done[name] = METHODS[name].run(asked, **chosen[name])
         except ValueError as error:
-            if methods is not None:
+            if methods is not None or chosen[name]:
                 raise
             left_out[name] = str(error)
         else:
@@ -146,8 +146,8 @@ def analyze_stepwise(
         )
 
 
-def chosen_methods(methods: Sequence[str] | None, compare: str | None) -> list[str]:
-    """Returns names of methods in the order in which they run.
+def chosen_methods(methods: Sequence[str] | None, compare: str | None, settings: Settings | None = None) -> list[str]:
+    """Returns names of methods in the order in which they run; None are all that apply, and those with settings.
 
     Raises:
         ValueError: an unknown name, or a method that needs a second text where there is none.
@@ -156,7 +156,7 @@ def chosen_methods(methods: Sequence[str] | None, compare: str | None) -> list[s
         return [
             name
             for name, method in METHODS.items()
-            if not method.on_request and (compare is not None or not method.needs_compare)
+            if (not method.on_request or name in (settings or {})) and (compare is not None or not method.needs_compare)
         ]
     wanted: set[str] = set()
     for name in methods:

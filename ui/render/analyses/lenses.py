@@ -11,7 +11,10 @@ from ui.render.heatmap import Heatmap, token_label
 from ui.render.html import escape, visible
 
 if TYPE_CHECKING:
-    from activations.analyses import ActivationNorms, DirectAttribution, LogitLens
+    from activations.analyses import ActivationNorms, DirectAttribution, LogitLens, StreamFlow
+
+SIDE, LABELS = 170, 70
+"""Pixels of the longest bar, and of the names on the left."""
 
 
 def _lens(found: LogitLens) -> str:
@@ -108,7 +111,85 @@ def _norms_rows(found: ActivationNorms) -> list[dict[str, Any]]:
     ]
 
 
+def _flow(found: StreamFlow) -> str:
+    error = (
+        "Here the sum is normed in every layer: what is added does not add up to the stream."
+        if found.error is None
+        else f"What is added is all there is: rounding is {short(found.error)} of a row at most."
+    )
+    return (
+        f'<div class="card scrolls stack"><p class="small muted">Mean over the tokens. {error}</p>'
+        f"{flow_svg(found)}</div>{map_cards(_flow_maps(found))}"
+    )
+
+
+def flow_svg(found: StreamFlow) -> str:
+    """Returns the stream from the top down as inline SVG: a bar for its length between what attention adds on the left
+    and what the MLP adds on the right; blue where that takes away from what is there."""
+    rows = found.rows()
+    largest = max(max(row["stream"], row["attention_adds"], row["mlp_adds"]) for row in rows) or 1e-30
+    scale, middle, step = SIDE / largest, LABELS + SIDE + SIDE // 2, 30
+    parts = []
+    for row in rows:
+        y = 26 + step * row["layer"]
+        width = max(2.0, scale * row["stream"])
+        parts.append(
+            f'<text x="{LABELS - 8}" y="{y + 15}" text-anchor="end">layer {row["layer"]}</text>'
+            f'<rect x="{middle - width / 2:.1f}" y="{y}" width="{width:.1f}" height="{step - 8}" fill-opacity="0.25">'
+            f"<title>stream: length {short(row['stream'])}; {row['kept']:.2f} of its direction is kept</title></rect>"
+        )
+        for name, sign, said in (("attention", -1, "attention"), ("mlp", 1, "MLP")):
+            added, cosine = row[f"{name}_adds"], row[f"{name}_cosine"]
+            length = max(1.0, scale * added)
+            edge = middle + sign * (SIDE // 2 + 4)
+            colour = ' class="cold"' if cosine < 0 else ""
+            parts.append(
+                f'<rect{colour} x="{edge - length if sign < 0 else edge:.1f}" y="{y + 3}" width="{length:.1f}" '
+                f'height="{step - 14}" fill-opacity="{0.35 + 0.65 * min(1.0, abs(cosine)):.2f}"><title>{said} adds '
+                f"length {short(added)}, cosine {cosine:+.2f} with the stream</title></rect>"
+            )
+    heads = ((middle - SIDE, "attention adds"), (middle, "stream"), (middle + SIDE, "MLP adds"))
+    names = "".join(f'<text x="{x}" y="14" text-anchor="middle">{name}</text>' for x, name in heads)
+    wide, tall = LABELS + 3 * SIDE + 16, 34 + step * len(rows)
+    return (
+        f'<svg class="heat" style="width:{wide}px" viewBox="0 0 {wide} {tall}" role="img" '
+        f'aria-label="What each layer adds to the stream">{names}{"".join(parts)}</svg>'
+    )
+
+
+def _flow_maps(found: StreamFlow) -> list[Heatmap]:
+    common: dict[str, Any] = {"x_label": "token", "y_label": "layer", "columns": found.tokens}
+    common["rows"] = [f"layer {layer}" for layer in range(len(found.entering))]
+    entering = found.entering.clip(1e-30)
+    parts = (
+        ("What attention adds, over the stream's length", "of the stream", found.attention / entering),
+        ("Attention along the stream", "cosine", found.attention_cosine),
+        ("What the MLP adds, over the stream's length", "of the stream", found.mlp / entering),
+        ("MLP along the stream", "cosine", found.mlp_cosine),
+    )
+    return [Heatmap(title=title, unit=unit, values=matrix(values), **common) for title, unit, values in parts]
+
+
 DRAWINGS = {
+    "tuned_lens": Drawing(
+        heading="Tuned lens",
+        what=(
+            "The same through a trained translation of each layer into the last one's basis. It says what the model is "
+            "on the way to; a translation can also add what usually follows."
+        ),
+        body=_lens,
+        maps=_lens_map,
+        rows=_lens_rows,
+    ),
+    "flow": Drawing(
+        heading="What each layer adds",
+        what=(
+            "The residual stream from the first layer down: how long it is, what attention and MLP add to it, and "
+            "whether that lies along it (orange) or takes away (blue). A large addition need not be read by anyone."
+        ),
+        body=_flow,
+        maps=_flow_maps,
+    ),
     "lens": Drawing(
         heading="Logit lens",
         what=(
