@@ -40,6 +40,19 @@ PAINTED = """async ([act, wanted]) => {
   return performance.now() - began;
 }"""
 
+SEARCHED = "(word) => document.querySelector('#feature-list p b')?.textContent === word"
+ARMED = f"""(word) => {{
+  const is = {SEARCHED};
+  window.took = new Promise((done) => addEventListener('keydown', () => {{
+    const began = performance.now();
+    const look = () => {{
+      if (!is(word)) return setTimeout(look, 4);
+      requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now() - began)));
+    }};
+    look();
+  }}, {{ once: true, capture: true }}));
+}}"""
+
 
 @dataclass(frozen=True)
 class Visitor:
@@ -82,16 +95,15 @@ def feature_page(visitor: Visitor, turn: int) -> float:
 
 
 def search(visitor: Visitor, turn: int) -> float:
-    """From the last letter of a word until the list names it."""
+    """From the last letter of a word, typed on the keyboard, until the list is that word's."""
     word = visitor.words[turn]
-    if turn == 0:
-        visitor.open("?view=features")
-    act = (
-        "const box = document.querySelector('#search input, #search textarea');"
-        "window.before = document.querySelector('#feature-list').innerHTML;"
-        f"box.value = {word!r}; box.dispatchEvent(new Event('input', {{bubbles: true}}));"
-    )
-    return visitor.timed(act, "document.querySelector('#feature-list').innerHTML !== window.before")
+    visitor.open("?view=features")
+    visitor.page.click("#search input, #search textarea")
+    visitor.page.keyboard.type(word[:-1], delay=60)
+    visitor.page.wait_for_function(SEARCHED, arg=word[:-1], timeout=WAIT_MS)
+    visitor.page.evaluate(ARMED, word)
+    visitor.page.keyboard.press(word[-1])
+    return visitor.page.evaluate("window.took") / 1e3
 
 
 def text_view(visitor: Visitor, turn: int) -> float:

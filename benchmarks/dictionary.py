@@ -2,7 +2,7 @@
 
     python -m benchmarks.dictionary [--write] [--folder DIR] [--features N] [--tokens N] [--samples N] [--fresh N]
 
-1. Made up: tokens by a Zipf law in documents of a thousand; 32 latents at each, half of them given by the token, half
+1. Made up: tokens by a Zipf law in documents of 2,500; 32 latents at each, half of them given by the token, half
    drawn by another Zipf law; the events go through the index's own spill, sort and writers. Neighbours and logits are
    drawn, because their cost is not what is measured. Every feature has an explanation. `--folder` keeps the dictionary
    and takes it up again.
@@ -41,10 +41,11 @@ from features.pages import write_pages
 from features.relations import PAGE_TABLES
 from features.schema import TABLES
 from features.store import FORMAT, MANIFEST, describe_files, write_json
+from features.text_events import write_text_events
 from sae import SAE, SAEConfig
 
 VOCABULARY = 32_768
-DOCUMENT_TOKENS = 1000
+DOCUMENT_TOKENS = 2500
 SLOTS = 32
 BATCH_TOKENS = 125_000
 
@@ -102,6 +103,7 @@ def make(folder: Path, n_features: int, n_tokens: int) -> dict[str, Any]:
     lm = MadeUp()
     norms = sae.W_dec.detach().norm(dim=1).numpy()
     written = write_event_tables(build, spill, corpus, config, norms, VOCABULARY, lambda n: None)
+    write_text_events(build, spill, n_tokens)
     write_corpus_tables(build, corpus, lm)
     _write_drawn(build, generator, n_features, config)
     paged = time.perf_counter()

@@ -93,6 +93,7 @@ def build(corpus: Corpus, drawn: list[Batch], d_sae: int, events: str, folder: P
     """Builds the event tables from drawn codes; returns seconds, counts and bytes."""
     from features.event_tables import write_event_tables
     from features.events import EventSpill
+    from features.text_events import write_text_events
 
     config = IndexConfig()
     EventSpill.prepare(folder / "spill")
@@ -104,13 +105,15 @@ def build(corpus: Corpus, drawn: list[Batch], d_sae: int, events: str, folder: P
     began = time.perf_counter()
     norms = np.ones(d_sae, dtype=np.float32)
     write_event_tables(folder, spill, corpus, config, norms, VOCAB, lambda _: None, keeps_all=events == "all")
+    if events == "all":
+        write_text_events(folder, spill, corpus.tokens.size)
     spill.remove()
     stages = {"take": began - start, "tables": time.perf_counter() - began}
     counts = np.sum([np.bincount(indices[indices >= 0], minlength=d_sae) for indices, _, _ in drawn], axis=0)
     found = pq.read_table(folder / "features.parquet", columns=["count"])["count"].to_numpy()
     if not np.array_equal(found, counts):
         raise AssertionError("the counts of the features are not those of the codes")
-    sizes = {path.stem: path.stat().st_size for path in sorted(folder.glob("*.parquet"))}
+    sizes = {path.stem: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
     return {"stages_s": stages, "events": int(counts.sum()), "bytes": sizes}
 
 

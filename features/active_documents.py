@@ -5,8 +5,8 @@ documents by parts of their names. Values are those of the index, which read the
 model that reads the piece alone gives others near the piece's beginning. Effects and attribution need the model:
 `features.active` on the document's text.
 
-Events are ordered by feature, so a document's events are found by reading the column of documents once: with a hundred
-million events that takes seconds.
+A document's events are read from the file `features.text_events`. Where an earlier version built the dictionary, they
+are found by reading the column of documents of the table events once: with a hundred million events that takes seconds.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from features.records import ActiveFeatures, DocumentPart
 
 if TYPE_CHECKING:
     from features.dictionary import Dictionary
+    from features.text_events import TextEvents
 
 STORED_MEASURES = ("activation", "surprise")
 """Measures that stored events answer."""
@@ -96,6 +97,22 @@ def active_in(
         (begin, begin + length),
         dictionary.store.keeps_all_events,
     )
+    events = (
+        _from_text(text.events, start, stop - first) if text.events else _from_table(dictionary, document, first, stop)
+    )
+    bare = ActiveFeatures(
+        "".join(window.tokens), window.tokens, [], [], by, special=np.flatnonzero(~indexed).tolist(), part=part
+    )
+    return ranked(dictionary, bare, events, measured(dictionary, events, by), top)
+
+
+def _from_text(held: TextEvents, start: int, n_tokens: int) -> Events:
+    found = held.between(start, start + n_tokens)
+    values = found.activations.astype(np.float64)
+    return Events(found.tokens, found.features.astype(np.int64), values, values)
+
+
+def _from_table(dictionary: Dictionary, document: int, first: int, stop: int) -> Events:
     found = dictionary.store.query(
         "select feature, position, activation from events where document = $document "
         "and position >= $first and position < $stop order by position, feature",
@@ -103,8 +120,4 @@ def active_in(
     )
     features, positions, values = (column.to_numpy() for column in found.columns)
     values = values.astype(np.float64)
-    events = Events(positions.astype(np.int64) - first, features.astype(np.int64), values, values)
-    bare = ActiveFeatures(
-        "".join(window.tokens), window.tokens, [], [], by, special=np.flatnonzero(~indexed).tolist(), part=part
-    )
-    return ranked(dictionary, bare, events, measured(dictionary, events, by), top)
+    return Events(positions.astype(np.int64) - first, features.astype(np.int64), values, values)

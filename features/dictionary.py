@@ -72,6 +72,7 @@ class Dictionary:
         self._rows = FeatureRows(store.build)
         self.listing = Listing(store, self.n_features)
         """Features by conditions (`features.listing`)."""
+        self._sources = search.Sources(store, self.text, self.listing)
 
     @classmethod
     def open(cls, path: str | Path, model: str | Path | LanguageModel | None = None) -> Dictionary:
@@ -237,7 +238,7 @@ class Dictionary:
         Raises:
             ValueError: an unknown kind, a pattern that is broken or slow, or `semantic` without an `embedder`.
         """
-        return search.search(self.store, self.text, self.listing.texts, query, limit, kind, embedder)
+        return search.search(self._sources, query, limit, kind, embedder)
 
     def active_on(
         self, text: str, top: int = 10, by: str = "activation", target: str | int | None = None

@@ -199,6 +199,13 @@ class EventSpill:
             merge_chunk(part, place, events, facts, ordinals, bits, found)
         return EventRange(first, last, counts, ordinals, bits.view(np.float32), found)
 
+    def chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields what each chunk holds, one after the other: events of each feature, and the events ordered by it."""
+        self.close()
+        for chunk in self._chunks:
+            counts = np.fromfile(chunk.path / "counts", dtype=np.int32)
+            yield counts, np.fromfile(chunk.path / EVENTS, dtype=np.uint64)
+
     def remove(self) -> None:
         """Deletes the chunks."""
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -55,13 +55,14 @@ from features.store import (
     remove_build,
     write_json,
 )
+from features.text_events import write_text_events
 from sae.formats.saelens import stored_name
 
 if TYPE_CHECKING:
     from features.dictionary import Dictionary
 
 SPILL_BYTES_PER_EVENT = 8
-STORED_BYTES_PER_EVENT = 8
+STORED_BYTES_PER_EVENT = 13
 """Bytes that an event takes in the table events, at most about that many."""
 
 
@@ -416,6 +417,8 @@ class _Build:
             found = write_event_tables(
                 self.path, spill, corpus, config, norms, int(lm.vocab_size), advance, keeps_all=keeps_all
             )
+        if keeps_all:
+            write_text_events(self.path, spill, corpus.tokens.size)
         write_corpus_tables(self.path, corpus, lm)
         write_table(self.path, "neighbours", geometry.neighbours(sae.W_dec, config.neighbours), FEATURE_ROW_GROUP)
         # a neuron reads itself: no two of them read alike

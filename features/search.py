@@ -22,13 +22,14 @@ import numpy as np
 
 from features import bm25, text_search
 from features.embedders import Embedder
+from features.listing import Listing
 from features.patterns import matches
 from features.semantic import closest_texts
 from features.store import Store
 from features.text import Text
+from features.token_postings import TokenPostings
 
 KINDS = ("auto", "token", "text", "regex", "explanation", "semantic")
-NAMED_TOKENS = 4
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,25 @@ class _Found(NamedTuple):
     reason: str
 
 
+class Sources:
+    """What searches of one dictionary read; what they keep in memory is read at the first search, or by `read`."""
+
+    def __init__(self, store: Store, text: Text, listing: Listing) -> None:
+        self.store, self.text, self.listing = store, text, listing
+        self.words = bm25.WordIndex(store)
+        self.tokens = TokenPostings(store.build)
+
+    def read(self) -> None:
+        """Reads now what the first search would wait for."""
+        self.words.read()
+        self.tokens.read()
+        self.text.joined  # noqa: B018  (kept once made)
+
+
 def search(
-    store: Store,
-    text: Text,
-    told: Callable[[Iterable[int]], dict[int, str]],
-    query: str,
-    limit: int,
-    kind: str = "auto",
-    embedder: Embedder | None = None,
+    sources: Sources, query: str, limit: int, kind: str = "auto", embedder: Embedder | None = None
 ) -> list[SearchHit]:
-    """Finds features for a query; an empty query finds nothing. `told` gives the texts that features are shown by.
+    """Finds features for a query; an empty query finds nothing.
 
     Raises:
         ValueError: an unknown kind, a query that is no Unicode, a pattern that is broken or slow, or a semantic search
@@ -85,37 +95,37 @@ def search(
     if not query.strip() or limit < 1:
         return []
     ways: dict[str, Callable[[], Iterable[_Found]]] = {
-        "auto": lambda: _anything(store, text, query, limit),
-        "token": lambda: _tokens(store, text, query, limit),
-        "text": lambda: _phrase(store, text, query, limit),
-        "regex": lambda: _pattern(store, text, query, limit),
-        "explanation": lambda: _words(store, query, limit),
-        "semantic": lambda: _meaning(store, embedder, query, limit) if embedder else (),
+        "auto": lambda: _anything(sources, query, limit),
+        "token": lambda: _tokens(sources, query, limit),
+        "text": lambda: _phrase(sources, query, limit),
+        "regex": lambda: _pattern(sources, query, limit),
+        "explanation": lambda: _words(sources, query, limit),
+        "semantic": lambda: _meaning(sources, embedder, query, limit) if embedder else (),
     }
     best: dict[int, _Found] = {}
     for hit in ways[kind]():
         if hit.feature not in best or hit.score > best[hit.feature].score:
             best[hit.feature] = hit
     found = sorted(best.values(), key=lambda hit: (-hit.score, hit.feature))[:limit]
-    texts = told([hit.feature for hit in found])
+    texts = sources.listing.texts([hit.feature for hit in found])
     return [SearchHit(hit.feature, hit.reason, hit.score, texts.get(hit.feature, "")) for hit in found]
 
 
-def _anything(store: Store, text: Text, query: str, limit: int) -> Iterable[_Found]:
+def _anything(sources: Sources, query: str, limit: int) -> Iterable[_Found]:
     """Labels come first, then whole tokens; the score of an explanation scales how well it matches."""
-    hits = [hit for hit in bm25.ranked_texts(store, query, 4 * limit) if hit.has_all]
+    hits = [hit for hit in sources.words.ranked(query, 4 * limit) if hit.has_all]
     most = hits[0].score if hits else 1.0
     for hit in hits:
         share = hit.score / most
         trust = 0.5 if hit.method_score is None else max(hit.method_score, 0.0)
         yield _Found(hit.feature, 2.0 + share if hit.is_newest else share * trust, _told(hit))
-    tokens = list(_tokens(store, text, query, limit))
-    yield from tokens or _phrase(store, text, query, limit)
+    tokens = list(_tokens(sources, query, limit))
+    yield from tokens or _phrase(sources, query, limit)
 
 
-def _words(store: Store, query: str, limit: int) -> Iterable[_Found]:
+def _words(sources: Sources, query: str, limit: int) -> Iterable[_Found]:
     # several texts of one feature can be among the best
-    for hit in bm25.ranked_texts(store, query, 4 * limit):
+    for hit in sources.words.ranked(query, 4 * limit):
         yield _Found(hit.feature, hit.score, _told(hit))
 
 
@@ -124,39 +134,29 @@ def _told(hit: bm25.WordHit) -> str:
     return f"{what} has {', '.join(hit.words)}"
 
 
-def _meaning(store: Store, embedder: Embedder, query: str, limit: int) -> Iterable[_Found]:
-    for hit in closest_texts(store, embedder, query, limit):
+def _meaning(sources: Sources, embedder: Embedder, query: str, limit: int) -> Iterable[_Found]:
+    for hit in closest_texts(sources.store, embedder, query, limit):
         what = "label" if hit.is_label else "explanation"
         yield _Found(hit.feature, hit.cosine, f"{what} means alike (cosine {hit.cosine:.2f})")
 
 
-def _tokens(store: Store, text: Text, query: str, limit: int) -> Iterable[_Found]:
-    wanted = query.strip().lower()
+def _tokens(sources: Sources, query: str, limit: int) -> Iterable[_Found]:
+    text, wanted = sources.text, query.strip().lower()
     held = [token_id for token_id, token in enumerate(text.lowered) if wanted in token]
     exact = [i for i in held if text.vocabulary[i] == query or text.lowered[i].strip() == wanted]
     part = sorted(set(held) - set(exact))
     for ids, offset in ((exact, 1.0), (part, 0.0)):
-        for feature, share, told in _features_at(store, text, ids, limit):
+        for feature, share, told in _features_at(sources, ids, limit):
             yield _Found(feature, offset + share, told)
 
 
-def _features_at(store: Store, text: Text, token_ids: list[int], limit: int) -> list[tuple[int, float, str]]:
+def _features_at(sources: Sources, token_ids: list[int], limit: int) -> list[tuple[int, float, str]]:
     """Features by the share of their activation on these tokens, with a text that names the heaviest of them."""
-    if not token_ids:
-        return []
-    rows = store.query(
-        """
-        select feature, sum(mass) as share, list(token_id order by mass desc, token_id) as tokens
-        from feature_tokens join (select unnest($ids)::integer as token_id) using (token_id)
-        group by feature order by share desc, feature limit $limit
-        """,
-        {"ids": token_ids, "limit": limit},
-    ).to_pylist()
     found = []
-    for row in rows:
-        named = ", ".join(repr(text.vocabulary[i]) for i in row["tokens"][:NAMED_TOKENS])
-        more = f" and {len(row['tokens']) - NAMED_TOKENS} more" if len(row["tokens"]) > NAMED_TOKENS else ""
-        found.append((row["feature"], row["share"], f"token {named}{more} ({row['share']:.0%} of its activation)"))
+    for hit in sources.tokens.strongest(token_ids, limit):
+        named = ", ".join(repr(sources.text.vocabulary[i]) for i in hit.tokens)
+        more = f" and {hit.n_tokens - len(hit.tokens)} more" if hit.n_tokens > len(hit.tokens) else ""
+        found.append((hit.feature, hit.share, f"token {named}{more} ({hit.share:.0%} of its activation)"))
     return found
 
 
@@ -165,18 +165,19 @@ def _among(store: Store) -> str:
     return "" if store.keeps_all_events else ", as far as kept around its examples"
 
 
-def _phrase(store: Store, text: Text, query: str, limit: int) -> Iterable[_Found]:
-    for hit in text_search.in_phrase(store, text, query, limit):
-        told = f"active at {hit.places:,} of {hit.of:,} places of {query.strip()!r}{_among(store)}"
+def _phrase(sources: Sources, query: str, limit: int) -> Iterable[_Found]:
+    for hit in text_search.in_phrase(sources.store, sources.text, sources.listing.facts, query, limit):
+        told = f"active at {hit.places:,} of {hit.of:,} places of {query.strip()!r}{_among(sources.store)}"
         yield _Found(hit.feature, hit.score, told)
 
 
-def _pattern(store: Store, text: Text, pattern: str, limit: int) -> Iterable[_Found]:
+def _pattern(sources: Sources, pattern: str, limit: int) -> Iterable[_Found]:
+    store, text = sources.store, sources.text
     vocabulary = text.vocabulary
     ends = np.cumsum([len(token) for token in vocabulary])
     found = np.unique(matches(pattern, "".join(vocabulary), ends).strings).tolist()
-    in_tokens = {feature: (share, told) for feature, share, told in _features_at(store, text, found, limit)}
-    in_text = {hit.feature: hit for hit in text_search.in_matches(store, text, pattern, limit)}
+    in_tokens = {feature: (share, told) for feature, share, told in _features_at(sources, found, limit)}
+    in_text = {hit.feature: hit for hit in text_search.in_matches(store, text, sources.listing.facts, pattern, limit)}
     for feature in in_tokens.keys() | in_text.keys():
         share, told = in_tokens.get(feature, (0.0, ""))
         hit = in_text.get(feature)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from features.columns import as_array
 from features.store import Store
+from features.text_events import NAME, TextEvents
 
 TOKEN_ROW_GROUP = 16_384
 """Tokens that are read at a time for one window; earlier builds have groups of another size."""
@@ -70,6 +71,11 @@ class Documents(NamedTuple):
     first_token: np.ndarray
 
 
+def fold(text: str) -> str:
+    """The text as it is compared without regard to case, as long as before."""
+    return text.replace("İ", "i").lower().replace("ς", "σ")
+
+
 class Joined(NamedTuple):
     """The beginning of the text as one string."""
 
@@ -78,6 +84,8 @@ class Joined(NamedTuple):
     """int64 [tokens]: where each token ends in it."""
     document_ends: np.ndarray
     """int64 [documents]: where each document ends in it; the last one may be cut."""
+    folded: str
+    """The text without regard to case (`fold`)."""
 
     def tokens(self, start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of the first and the last token of pieces start ≤ character < stop."""
@@ -128,7 +136,8 @@ class Text:
         vocabulary = self.vocabulary
         first = self.documents.first_token
         last = np.append(first[1:], self.n_tokens)[first < ids.size]
-        return Joined("".join([vocabulary[i] for i in ids]), ends, ends[np.minimum(last, ids.size) - 1])
+        whole = "".join([vocabulary[i] for i in ids.tolist()])
+        return Joined(whole, ends, ends[np.minimum(last, ids.size) - 1], fold(whole))
 
     def name(self, document: int) -> str:
         """Where a document comes from."""
@@ -228,6 +237,12 @@ class Text:
         """Numbers of the first and the last token of windows, which documents may cut."""
         center = self.ordinals(documents, positions)
         return np.maximum(center - before, 0), np.minimum(center + after, self.n_tokens - 1)
+
+    @cached_property
+    def events(self) -> TextEvents | None:
+        """The events in the order of the text, where the build has them so."""
+        path = self._store.build / NAME
+        return TextEvents(path) if path.is_file() else None
 
     @cached_property
     def _packed(self) -> PackedText | None:

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features import schema
+from features import schema, text_events
 from features.store import LABELS, Store, file_hash, read_manifest
 
 if TYPE_CHECKING:
@@ -235,6 +235,9 @@ def verify(folder: str | Path) -> Verification:
         check(
             "events", "ordered by feature, document and position; statistics as recorded", lambda: _events(build, info)
         )
+        if text_events.NAME in info["files"]:
+            promise = "the events of the table, token by token"
+            check(text_events.NAME, promise, lambda: _text_events(build, int(info["n_features"])))
         check("token_ids", "positions are consecutive; documents and counts as recorded", lambda: _tokens(build, info))
         # what was imported tells of the whole text what only its source knows, and holds a part of it
         kept = [entry for entry in QUESTIONS if not info.get("imported") or "counts add up" not in entry[1]]
@@ -322,6 +325,28 @@ def _events(build: Path, info: dict[str, Any]) -> str:
         if not holds.all():
             at = int(np.argmin(holds))
             return f"features.parquet row {at}: {name}={recorded[name][at]} is not what the events of the feature say"
+    return ""
+
+
+def _text_events(build: Path, n_features: int) -> str:
+    """Goes through the events in the order of the text; each feature has as many as counted, and as strong ones."""
+    counts, largest = np.zeros(n_features, dtype=np.int64), np.zeros(n_features, dtype=np.float32)
+    first = 0
+    for events in text_events.TextEvents(build / text_events.NAME).all():
+        features, tokens = events.features, events.tokens
+        wrong = (features < 0) | (features >= n_features)
+        wrong[1:] |= (np.diff(features) <= 0) & (np.diff(tokens) == 0)
+        if wrong.any():
+            at = int(np.argmax(wrong))
+            return f"token {first + tokens[at]} has feature {features[at]} out of order"
+        counts += np.bincount(features, minlength=n_features)
+        np.maximum.at(largest, features, np.abs(events.activations))
+        first += events.counts.size
+    recorded = _columns(build / "features.parquet", ["count", "max_activation"])
+    for name, seen in (("count", counts), ("max_activation", largest)):
+        if (bad := recorded[name].to_numpy() != seen).any():
+            at = int(np.argmax(bad))
+            return f"feature {at} has {name} {seen[at]}, recorded is {recorded[name][at].as_py()}"
     return ""
 
 

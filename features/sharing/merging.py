@@ -46,6 +46,7 @@ from features.sharing.imports import add_rows
 from features.sharing.reading import identity
 from features.store import FORMAT, MANIFEST, describe_files, write_json
 from features.text import TOKEN_ROW_GROUP, write_packed
+from features.text_events import TextEventsWriter
 
 if TYPE_CHECKING:
     from activations import LanguageModel
@@ -245,6 +246,7 @@ def _write(build: Path, parts: Sequence[Dictionary], corpus: Corpus, reads: bool
             norms = first.sae.W_dec.detach().float().norm(dim=1).cpu().numpy()
             found = write_event_tables(build, spill, corpus, config, norms, len(vocabulary), advance)
         spill.remove()
+        _copy_text_events(build, parts, corpus.tokens.size)
     else:
         build.mkdir(parents=True)
         kept = sum(part.info.get("n_kept_events", part.info["n_events"]) for part in parts)
@@ -291,6 +293,17 @@ def _write(build: Path, parts: Sequence[Dictionary], corpus: Corpus, reads: bool
         "events": "all" if keeps_all else "examples",
         "n_kept_events": found.kept_events,
     }
+
+
+def _copy_text_events(build: Path, parts: Sequence[Dictionary], n_tokens: int) -> None:
+    """Writes the events in the order of the text, which is that of the parts, where all of them have it."""
+    held = [events for part in parts if (events := part.text.events) is not None]
+    if len(held) < len(parts):
+        return
+    with TextEventsWriter(build, n_tokens) as writer:
+        for events in held:
+            for piece in events.all():
+                writer.take(piece)
 
 
 def _copy(part: Dictionary, build: Path, name: str) -> bool:

@@ -64,7 +64,7 @@ def hand_bm25(texts: dict[int, str], query: str, k1: float = 1.2, b: float = 0.7
 def test_words_of_explanations_are_ranked_as_bm25_says(told: Dictionary, query: str) -> None:
     texts = TEXTS | {-3: "dates", -300: "import of an old opinion"}
     expected = hand_bm25(texts, query)
-    hits = bm25.ranked_texts(told.store, query, 100)
+    hits = bm25.WordIndex(told.store).ranked(query, 100)
     found = {h.feature * (1 if not h.is_label else -1 if h.is_newest else -100): h.score for h in hits}
     assert found == {key: pytest.approx(score) for key, score in expected.items()}
     assert [h.score for h in hits] == sorted((h.score for h in hits), reverse=True)
@@ -210,3 +210,37 @@ def test_an_endpoint_that_fails_for_some_texts_is_named(told: Dictionary, tmp_pa
         Fake.script = [(500, b"")] * 4
         with pytest.raises(OSError, match="gave no usable embedding for 2 of 2 texts, expected one each"):
             told.search("x", kind="semantic", embedder=embedder)
+
+
+def test_a_search_sees_what_was_written_since_the_last_one(told: Dictionary) -> None:
+    assert told.search("freshness", kind="explanation") == []
+    before = told.sql("select count(*) as n from labels")["n"][0].as_py()
+    told.add_label(5, "a label of some freshness", "me")
+    (hit,) = told.search("freshness", kind="explanation")
+    assert (hit.feature, hit.reason) == (5, "label has freshness")
+    told.remove_labels(5, "me")
+    assert told.search("freshness", kind="explanation") == []
+    assert told.sql("select count(*) as n from labels")["n"][0].as_py() == before
+
+
+@pytest.mark.parametrize("query", ["import", "e", "S", "\n", "  ", "q"])
+def test_tokens_are_found_as_a_query_over_the_table_finds_them(dictionary: Dictionary, query: str) -> None:
+    wanted = query.strip().lower()
+    ids = [i for i, token in enumerate(dictionary.text.vocabulary) if wanted and wanted in token.lower()]
+    exact = [i for i in ids if wanted == dictionary.text.vocabulary[i].strip().lower()]
+    expected: dict[int, float] = {}
+    for offset, some in ((0.0, [i for i in ids if i not in exact]), (1.0, exact)):
+        rows = dictionary.sql(
+            "select feature, sum(mass) as share from feature_tokens "
+            f"where token_id in ({', '.join(map(str, some)) or 'null'}) group by feature"
+        ).to_pylist()
+        expected |= {row["feature"]: max(offset + row["share"], expected.get(row["feature"], 0)) for row in rows}
+    hits = dictionary.search(query, limit=1_000, kind="token")
+    assert {hit.feature: hit.score for hit in hits} == pytest.approx(expected)
+    for hit in hits[:20]:
+        strongest = dictionary.sql(
+            f"select token_id from feature_tokens where feature = {hit.feature} and token_id in "
+            f"({', '.join(map(str, exact if hit.score > 1 else [i for i in ids if i not in exact]))}) "
+            "order by mass desc, token_id limit 1"
+        )["token_id"][0].as_py()
+        assert hit.reason.startswith(f"token {dictionary.text.vocabulary[strongest]!r}")

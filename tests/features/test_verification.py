@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from features import Dictionary, schema, verification
 from features.store import LABELS, MANIFEST, Store, describe_files, read_manifest, write_json
+from features.text_events import TextEvents, TextEventsWriter
 from ui import cli
 
 
@@ -136,6 +138,23 @@ def test_one_changed_row_is_named_though_the_hashes_hold(
     found = broken(copied)
     assert not [check for check in found if check.promise == "size and hash as recorded"]
     assert [check for check in found if check.file == file and re.search(where, check.broken)], found
+
+
+def test_events_in_the_order_of_the_text_that_disagree_with_the_table_are_named(copied: Path) -> None:
+    info = read_manifest(copied)
+    build = copied / info["build"]
+    pieces = list(TextEvents(build / "text_events").all())
+    strongest = int(np.argmax(np.abs(pieces[0].activations)))
+    with TextEventsWriter(build, info["n_tokens"]) as writer:
+        for number, piece in enumerate(pieces):
+            values = piece.activations.copy()
+            if number == 0:
+                values[strongest] *= 2
+            writer.take(piece._replace(activations=values))
+    write_json(copied / MANIFEST, info | {"files": describe_files(build)})
+    (check,) = broken(copied)
+    assert check.file == "text_events"
+    assert check.broken.startswith(f"feature {pieces[0].features[strongest]} has max_activation ")
 
 
 def test_neighbours_that_disagree_are_named(copied: Path) -> None:
