@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from features import wiring
-from features.event_tables import histogram_bins
+from features.event_tables import N_BINS, histogram_bins
 from features.records import ActiveFeature, ActiveFeatures
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def _last_of(owner: np.ndarray, order: np.ndarray) -> dict[int, int]:
 
 
 def _surprise(dictionary: Dictionary, events: Events) -> np.ndarray:
-    wanted, bounds = np.unique(events.features), np.arange(2)
+    wanted = np.unique(events.features)
     bins = dictionary.store.query(
         """select feature, low, high, count from histograms join (select unnest($wanted)::integer as feature)
         using (feature) order by feature, low""",
@@ -194,28 +194,29 @@ def _surprise(dictionary: Dictionary, events: Events) -> np.ndarray:
     )
     owner, low, high, count = (column.to_numpy() for column in bins.columns)
     n_tokens = int(dictionary.info["n_indexed_tokens"])
-    found = np.empty(events.features.size)
-    by_feature = np.argsort(events.features, kind="stable")
-    sorted_features = events.features[by_feature]
-    for feature in wanted.tolist():
-        first, last = np.searchsorted(owner, feature + bounds)
-        start, stop = np.searchsorted(sorted_features, feature + bounds)
-        here = by_feature[start:stop]
-        at_least = events_at_least(np.abs(events.values[here]), low[first:last], high[first:last], count[first:last])
-        found[here] = -np.log2((at_least + 1) / (n_tokens + 1))
-    return found
+    at_least = events_at_least(events.features, np.abs(events.values), owner, low, high, count)
+    return -np.log2((at_least + 1) / (n_tokens + 1))
 
 
-def events_at_least(sizes: np.ndarray, low: np.ndarray, high: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """float64 [n]: events of a histogram that are at least as large; exact at the edges of bins, even inside them."""
-    above = np.append(np.cumsum(count[::-1])[::-1], 0).astype(float)
+def events_at_least(
+    features: np.ndarray, sizes: np.ndarray, owner: np.ndarray, low: np.ndarray, high: np.ndarray, count: np.ndarray
+) -> np.ndarray:
+    """float64 [n]: events of each one's feature that are at least as large; exact at the edges of bins, even inside.
+
+    `low`, `high` and `count` are bins of the histograms of the features `owner`, in the order of both.
+    """
     if low.size == 0:
         return np.zeros(sizes.size)
-    edges = histogram_bins(low)  # float32 edges and values are compared as the index compares them
-    place = np.searchsorted(edges, histogram_bins(sizes.astype(np.float32)), side="right") - 1
-    inside = np.maximum(place, 0)
+    before = np.append(0, np.cumsum(count)).astype(float)
+    first, last = (np.searchsorted(owner, features, side=side) for side in ("left", "right"))
+    # float32 edges and values are compared as the index compares them
+    edges = owner.astype(np.int64) * N_BINS + histogram_bins(low)
+    wanted = features.astype(np.int64) * N_BINS + histogram_bins(sizes.astype(np.float32))
+    place = np.searchsorted(edges, wanted, side="right") - 1
+    inside = np.clip(place, first, np.maximum(last - 1, first)).clip(max=low.size - 1)
     share = np.clip((high[inside] - sizes) / (high[inside] - low[inside]), 0, 1)
-    return np.where(place < 0, above[0], above[inside + 1] + count[inside] * share)
+    found = before[last] - before[inside + 1] + count[inside] * share
+    return np.where(place < first, before[last] - before[first], found)
 
 
 def _target(lm: Any, batch: Any, target: str | int | None) -> int:

@@ -36,11 +36,14 @@ def test_surprise_is_the_rank_among_all_indexed_tokens(dictionary: Dictionary) -
 
 
 def test_ranks_in_a_histogram_are_exact_at_its_edges_and_never_rise_with_size() -> None:
-    low, high, count = np.array([1, 2], np.float32), np.array([1.25, 2.5], np.float32), np.array([6, 4])
+    low, high = np.array([1, 1, 2, 4], np.float32), np.array([1.25, 1.25, 2.5, 5], np.float32)
+    owner, count = np.array([3, 5, 5, 7]), np.array([90, 6, 4, 2])
     sizes = np.array([0.01, 1.0, 1.125, 1.2499, 1.5, 2.0, 2.25, 2.6, 100.0])
-    found = events_at_least(sizes, low, high, count)
+    found = events_at_least(np.full(9, 5), sizes, owner, low, high, count)
     assert found == pytest.approx([10, 10, 7, 4.0024, 4, 4, 2, 0, 0])
-    assert events_at_least(sizes, low[:0], high[:0], count[:0]).tolist() == [0] * 9
+    others = events_at_least(np.array([7, 3, 4, 9, 7]), np.array([1.0, 1.0, 1.0, 1.0, 4.5]), owner, low, high, count)
+    assert others.tolist() == [2, 90, 0, 0, 1]
+    assert events_at_least(np.full(9, 5), sizes, owner[:0], low[:0], high[:0], count[:0]).tolist() == [0] * 9
 
 
 def test_direct_effects_add_up_to_the_logit_at_the_last_site(
