@@ -157,6 +157,13 @@ class Dictionary:
 
         return typical_rows(self)
 
+    def read_ahead(self) -> None:
+        """Reads now what searches and lists keep in memory, instead of at the first question: some 200 bytes a feature
+        and 12 a row of feature_tokens."""
+        self._sources.read()
+        self.listing.facts  # noqa: B018  (kept once read)
+        self.listing.texts([0])
+
     def check_built(self) -> None:
         """ValueError where the dictionary was made of another project's files, without SAE, model and whole text."""
         if found := self.info.get("imported"):

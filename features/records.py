@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -63,6 +63,11 @@ class Boundary(NamedTuple):
     """Of the feature's events."""
     base_share: float
     """Of all indexed tokens: what a feature without a preference has."""
+
+
+def _record(instance: Any) -> dict[str, Any]:
+    """A dataclass's fields by name."""
+    return {entry.name: getattr(instance, entry.name) for entry in fields(instance)}
 
 
 @dataclass(frozen=True)
@@ -139,11 +144,12 @@ class Feature:
 
     def to_json(self) -> str:
         """Everything about the feature as JSON."""
-        content = asdict(self)
-        for key, entries in vars(self).items():
+        content = _record(self)
+        for key, entries in content.items():
             if entries and isinstance(entries, list) and hasattr(entries[0], "_asdict"):
                 content[key] = [entry._asdict() for entry in entries]
-        return json.dumps(content | {"explanation": self.explanation}, ensure_ascii=False)
+        # nothing is copied, as asdict would: an example has a hundred numbers
+        return json.dumps(content | {"explanation": self.explanation}, ensure_ascii=False, default=_record)
 
 
 @dataclass(frozen=True)
@@ -245,21 +251,31 @@ class ActiveFeatures:
 
     def cells(self, feature: int) -> list[Cell]:
         """The tokens on which a feature is active, in their order."""
-        return self._cells.get(feature, [])
-
-    @property
-    def features(self) -> list[int]:
-        """The features that are active anywhere, in the order of their first tokens."""
-        return list(self._cells)
+        features, tokens, places = self._entries
+        first, last = np.searchsorted(features, [feature, feature + 1]).tolist()
+        cells: list[Cell] = []
+        for token, place in zip(tokens[first:last].tolist(), places[first:last].tolist(), strict=True):
+            value = self.per_token[token][place][1]
+            cells.append(Cell(token, value, self.measures[token][place] if self.measures else value))
+        return cells
 
     @cached_property
-    def _cells(self) -> dict[int, list[Cell]]:
-        found: dict[int, list[Cell]] = {}
-        for index, entries in enumerate(self.per_token):
-            sizes = self.measures[index] if self.measures else [value for _, value in entries]
-            for (feature, value), measure in zip(entries, sizes, strict=True):
-                found.setdefault(feature, []).append(Cell(index, value, measure))
-        return found
+    def features(self) -> list[int]:
+        """The features that are active anywhere, in the order of their first tokens."""
+        features, tokens, places = self._entries
+        found, first = np.unique(features, return_index=True)
+        return found[np.lexsort((places[first], tokens[first]))].tolist()
+
+    @cached_property
+    def _entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each entry of `per_token` feature, token and place there, ordered by feature, then by token."""
+        lengths = np.array([len(entries) for entries in self.per_token], dtype=np.int64)
+        owners = (feature for entries in self.per_token for feature, _ in entries)
+        features = np.fromiter(owners, dtype=np.int64, count=int(lengths.sum()))
+        tokens = np.repeat(np.arange(lengths.size), lengths)
+        places = np.arange(features.size) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        order = np.argsort(features, kind="stable")
+        return features[order], tokens[order], places[order]
 
 
 def histogram_of(bins: list[dict[str, Any]]) -> Histogram:

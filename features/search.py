@@ -66,10 +66,9 @@ class Sources:
         self.tokens = TokenPostings(store.build)
 
     def read(self) -> None:
-        """Reads now what the first search would wait for."""
+        """Reads now what the first search would wait for (phrases alone also join the text, at their first search)."""
         self.words.read()
         self.tokens.read()
-        self.text.joined  # noqa: B018  (kept once made)
 
 
 def search(

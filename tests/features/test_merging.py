@@ -73,6 +73,7 @@ def test_a_merge_equals_the_single_build_table_by_table(halves: Path, tmp_path: 
     ):
         assert merged.info[key] == single.info[key]
     assert verification.verify(merged.path).ok
+    assert merged.text.events is not None
     larger = Dictionary.open(halves / "b").feature(3)
     kept = {name: getattr(larger, name) for name in ("top_normed_logits", "bottom_normed_logits")}
     whole = dataclasses.replace(single.feature(3), **kept)

@@ -66,6 +66,8 @@ def serve(
     """
     limits = limits or Limits()
     app = build(dictionaries, limits)
+    for dictionary in dictionaries:
+        dictionary.read_ahead()
     dictionaries[0].overview  # noqa: B018  read now and kept, so that the first page opens at once
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     app.queue(default_concurrency_limit=AT_ONCE, max_size=limits.queue)
