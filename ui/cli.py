@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ui import analyzing, comparing, dictionaries, explaining, questions, serving, stages, steering
+from ui import analyzing, circuits, comparing, dictionaries, explaining, questions, serving, stages, steering
 from ui.arguments import JsonOption, ModelCopyOption
 from ui.render import html
 
@@ -102,6 +102,7 @@ for verb, command in {
     "compare": comparing.compare,
     "analyze": analyzing.analyze,
     "tuned-lens": analyzing.tuned_lens,
+    "circuit": circuits.circuit,
     "doctor": doctor,
 }.items():
     app.command(verb)(command)
