@@ -131,6 +131,35 @@ def cpu_dictionary() -> str:
     return where(rows) + size + "\n" + table(["what", "time", "95 % below", "times"], body)
 
 
+BROWSER = {
+    "first_render": "first render, nothing in the cache",
+    "feature_page": "a feature's page, from click to paint",
+    "search": "search, from the last letter to the list",
+    "text_of_2000_tokens": "a stored text of 2,000 tokens, heat view and tokens",
+}
+
+
+def cpu_browser() -> str:
+    rows = [row for kind in BROWSER for row in rows_of("browser_cpu", kind)]
+    body = [[BROWSER[row["kind"]], spread(row), f"{row['goal_ms']:,} ms", f"{row['n']}"] for row in rows]
+    size = f"{rows[0]['n_features']:,} features, {rows[0]['n_events']:,} events.\n" if rows else ""
+    return where(rows) + size + "\n" + table(["what", "time", "goal", "times"], body)
+
+
+def cpu_browser_load() -> str:
+    rows = rows_of("browser_load_cpu", "case")
+    kinds = [("all", row) for row in rows] + [(kind, told) for row in rows for kind, told in row["kinds"].items()]
+    body = [
+        [f"`{kind}`", f"{told['n']:,}", f"{told['median_ms']:,} ms", f"{told['p95_ms']:,} ms"] for kind, told in kinds
+    ]
+    said = "".join(
+        f"{row['clients']} clients for {row['seconds']:g} s, {row['n_features']:,} features: {row['errors']} errors; "
+        f"memory at first, in the middle, at last {', '.join(f'{size:,}' for size in row['memory_mib'])} MiB.\n"
+        for row in rows
+    )
+    return where(rows) + said + "\n" + table(["action", "times", "median", "95 % below"], body)
+
+
 def cpu_many() -> str:
     rows = rows_of("many_cpu", "case")
     body = [
@@ -259,6 +288,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu index": cpu_index,
     "cpu index events": cpu_index_events,
     "cpu dictionary": cpu_dictionary,
+    "cpu browser": cpu_browser,
+    "cpu browser load": cpu_browser_load,
     "cpu many": cpu_many,
     "cpu bits": cpu_bits,
     "gpu steps": gpu_steps,
