@@ -31,7 +31,7 @@ SWITCH_INTERVAL_S = 0.0005
 """A language model hands Python's lock over thousands of times; at the usual 5 ms it waits for all other answers."""
 LONGEST_WORD = 60_000
 """Of an address; longer ones are cut off, as servers refuse them."""
-SCRIPTS = ("browser.js", "overview.js", "feature.js", "keys.js", "text.js", "steer.js", "lists.js")
+SCRIPTS = ("browser.js", "overview.js", "feature.js", "keys.js", "text.js", "steer.js", "lists.js", "analyse.js")
 KEYS = {
     "/": "search",
     "j": "next feature, or next row of the list",

@@ -64,6 +64,17 @@ def analysis_page(result: Analysis, extra: str = "") -> str:
     )
 
 
+def pair_page(results: Sequence[Analysis]) -> str:
+    """Returns a page of analyses beside each other."""
+    sides = "".join(
+        f'<div class="stack"><h2>{escape(found.model)}: {escape(found.target)}</h2>'
+        f'<div class="card">{_quoted(found.tokens)}</div>{"".join(sections(found))}</div>'
+        for found in results
+    )
+    head = '<header class="stack"><h3>Glassbox</h3><h1>Why did the model say that</h1></header>'
+    return html.page("Glassbox: analyses", f'{head}<section><div class="pair">{sides}</div></section>')
+
+
 def sections(result: Analysis) -> list[str]:
     """Returns a section of HTML for each method, attributions together."""
     scored = {name: found for name, found in result.results.items() if name in ATTRIBUTIONS}

@@ -51,6 +51,23 @@ def _attention_maps(found: AttentionPatterns) -> list[Heatmap]:
     ]
 
 
+def head_heatmap(found: AttentionPatterns, place: int, head: int) -> Heatmap:
+    """Returns the map of one head: rows read, columns are read."""
+    pattern = [
+        [None if column > row and not value else value for column, value in enumerate(values)]
+        for row, values in enumerate(matrix(found.patterns[place, head]))
+    ]
+    return Heatmap(
+        title=f"Head {found.layers[place]}.{head}: a row is a token that reads, a column one that is read",
+        x_label="is read",
+        y_label="reads",
+        unit="attention",
+        columns=found.tokens,
+        rows=[token_label(token) for token in found.tokens],
+        values=pattern,
+    )
+
+
 def _routes(found: AttentionRoutes) -> str:
     parts = []
     for name, values in (("Rollout", found.rollout), ("Flow", found.flow)):

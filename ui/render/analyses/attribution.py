@@ -71,7 +71,8 @@ def summary(found: Attribution) -> str:
     if found.baseline_value is None or found.error is None:
         return said
     if found.method in RELEVANCES:
-        return f"{said}; the scores sum to {short(found.value + found.error)}, biases and positions hold the rest"
+        rest = "the softmax, biases and positions" if found.method == "attn_lrp" else "biases and positions"
+        return f"{said}; the scores sum to {short(found.value + found.error)}, {rest} keep what is missing"
     said += f", {short(found.baseline_value)} at the baseline, error {short(found.error)}"
     if (found.relative_error or 0) > 0.05:
         said += " (large: more steps, or another baseline)"

@@ -160,11 +160,12 @@ def flow_svg(found: StreamFlow) -> str:
 def _flow_maps(found: StreamFlow) -> list[Heatmap]:
     common: dict[str, Any] = {"x_label": "token", "y_label": "layer", "columns": found.tokens}
     common["rows"] = [f"layer {layer}" for layer in range(len(found.entering))]
-    entering = found.entering.clip(1e-30)
+    # the embeddings are short: over the stream that leaves, the first layer does not drown the others
+    leaving = found.leaving.clip(1e-30)
     parts = (
-        ("What attention adds, over the stream's length", "of the stream", found.attention / entering),
+        ("What attention adds, over the length of the stream that leaves", "of it", found.attention / leaving),
         ("Attention along the stream", "cosine", found.attention_cosine),
-        ("What the MLP adds, over the stream's length", "of the stream", found.mlp / entering),
+        ("What the MLP adds, over the length of the stream that leaves", "of it", found.mlp / leaving),
         ("MLP along the stream", "cosine", found.mlp_cosine),
     )
     return [Heatmap(title=title, unit=unit, values=matrix(values), **common) for title, unit, values in parts]
