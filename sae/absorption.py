@@ -33,8 +33,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from activations.logistic import Probe, f1, fit
 from activations.progress import progress
-from sae.logistic import Probe, f1, fit
 from sae.model import SAE
 from sae.pooling import Pooled, encoded_rows
 

@@ -30,8 +30,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from activations.logistic import Probe, accuracy, fit
 from sae.absorption import NotMeasurable
-from sae.logistic import Probe, accuracy, fit
 from sae.model import SAE
 from sae.pooling import Pooled
 from sae.probing import halves

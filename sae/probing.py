@@ -6,7 +6,7 @@ Enters: texts pooled by `sae.pooling`, and their labels. Leaves: accuracy and AU
    seed, train the probe, the other half test it.
 2. The k latents whose means differ most between both sides, in absolute value and on the training half, are chosen
    (SAEBench's sparse probing; Gurnee et al. 2023, "Finding neurons in a haystack").
-3. A logistic regression (`sae.logistic`) on them is scored on the test half.
+3. A logistic regression (`activations.logistic`) on them is scored on the test half.
 4. Controls, on the same halves: the dense probe on mean activations; k coordinates of the activations chosen in the
    same way; k latents drawn at random among those that fire; and everything again with the training labels shuffled,
    which must stay near one half.
@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from activations.logistic import accuracy, auc, fit
 from sae.labelled_text import LabelledText
-from sae.logistic import accuracy, auc, fit
 from sae.model import SAE
 from sae.pooling import Pooled, pool_texts
 

@@ -14,7 +14,19 @@ from typing import Annotated, Any
 
 import typer
 
-from ui import analyzing, circuits, comparing, dictionaries, explaining, questions, serving, stages, steering
+from ui import (
+    analyzing,
+    behaving,
+    circuits,
+    comparing,
+    dictionaries,
+    explaining,
+    probing,
+    questions,
+    serving,
+    stages,
+    steering,
+)
 from ui.arguments import JsonOption, ModelCopyOption
 from ui.render import html
 
@@ -107,6 +119,8 @@ for verb, command in {
 }.items():
     app.command(verb)(command)
 app.add_typer(dictionaries.app)
+app.add_typer(probing.app)
+app.add_typer(behaving.app)
 
 
 def main() -> None:

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from activations.analyses.flow import stream_flow as stream_flow
     from activations.analyses.lens import LogitLens as LogitLens
     from activations.analyses.lens import logit_lens as logit_lens
+    from activations.analyses.neurons import NeuronAttribution as NeuronAttribution
+    from activations.analyses.neurons import NeuronLogits as NeuronLogits
+    from activations.analyses.neurons import neuron_attribution as neuron_attribution
+    from activations.analyses.neurons import neuron_logits as neuron_logits
     from activations.analyses.norms import ActivationNorms as ActivationNorms
     from activations.analyses.norms import NeuronActivations as NeuronActivations
     from activations.analyses.norms import activation_norms as activation_norms
@@ -76,6 +80,8 @@ _HOMES = {
     "HeadRoles": "roles",
     "LogitLens": "lens",
     "NeuronActivations": "norms",
+    "NeuronAttribution": "neurons",
+    "NeuronLogits": "neurons",
     "NeuronEffect": "patching",
     "PatchingAgreement": "attribution_patching",
     "StreamFlow": "flow",
@@ -96,6 +102,8 @@ _HOMES = {
     "head_roles": "roles",
     "logit_lens": "lens",
     "neuron_activations": "norms",
+    "neuron_attribution": "neurons",
+    "neuron_logits": "neurons",
     "patch_activations": "patching",
     "patching_agreement": "attribution_patching",
     "stream_flow": "flow",

@@ -22,6 +22,7 @@ from activations.analyses import (
     direct,
     flow,
     lens,
+    neurons,
     norms,
     patching,
     roles,
@@ -223,6 +224,14 @@ METHODS: dict[str, Method] = {
         on_request=True,
     ),
     "norms": Method(lambda asked: norms.activation_norms(asked.lm, asked.text)),
+    "neurons": Method(
+        lambda asked, **own: neurons.neuron_attribution(asked.lm, asked.text, **asked.about, **own),
+        {
+            "method": Setting(neurons.METHODS[0], "Scale a layer's neurons from 0, or one gradient", neurons.METHODS),
+            "steps": Setting(neurons.STEPS, "Points between 0 and the activations", least=1, most=128),
+        },
+        on_request=True,
+    ),
     "roles": Method(lambda asked: roles.head_roles(asked.lm), on_request=True),
     "patching": Method(
         _patching,

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from activations.logistic import auc
 from features import Dictionary
 from features.by_label import best_threshold, feature_aucs
 from sae.labelled_text import LabelledText
-from sae.logistic import auc
 from sae.pooling import Pooled, pool_texts
 
 

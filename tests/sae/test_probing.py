@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from activations.logistic import accuracy, auc, f1, fit
 from sae import SAE, SAEConfig
 from sae.labelled_text import SHIPPED, LabelledText, labelled_text, read_labelled
-from sae.logistic import accuracy, auc, f1, fit
 from sae.pooling import Pooled, pool_texts
 from sae.probing import probe_saes, sparse_probing
 

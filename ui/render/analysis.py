@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ui.render import html
-from ui.render.analyses import attention, attribution, causal, lenses
+from ui.render.analyses import attention, attribution, causal, lenses, neurons
 from ui.render.analyses.attribution import ATTRIBUTIONS, overlay
 from ui.render.analyses.drawing import Drawing, section
 from ui.render.heatmap import Heatmap, plotly_heatmap, save_heatmap
@@ -35,6 +35,7 @@ DRAWINGS: dict[str, Drawing] = {
     **lenses.DRAWINGS,
     **attention.DRAWINGS,
     **causal.DRAWINGS,
+    **neurons.DRAWINGS,
 }
 """By method."""
 

@@ -1,16 +1,23 @@
-"""Points on two axes, in series: one picture, inline SVG that follows the page's colours and needs no script.
+"""Points on two axes, in series: described once, drawn as inline SVG that follows the page's colours and needs no
+script, as a plotly figure, or as a PNG, SVG or PDF file.
 
-Enters: `Scatter` (numbers and names). Leaves: SVG with ticks, error bars, a line through each series, and tooltips.
+Enters: `Scatter` (numbers and names). Leaves: ticks, error bars, a line through each series, and tooltips.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ui.render.figures import short
-from ui.render.html import escape
+from ui.render.figures import STATIC_FORMATS, short
+from ui.render.html import LIGHT, escape, figure_text
+
+if TYPE_CHECKING:
+    import plotly.graph_objects
 
 WIDTH, HEIGHT = 460, 300
 LEFT, RIGHT, TOP, BOTTOM = 66, 14, 12, 42
@@ -56,6 +63,70 @@ def scatter_svg(chart: Scatter) -> str:
         f'<svg class="scatter" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}">'
         f"{''.join(parts)}</svg>"
     )
+
+
+def plotly_scatter(chart: Scatter) -> plotly.graph_objects.Figure:
+    """Returns the picture as an interactive plotly figure."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for number, (name, series) in enumerate(chart.series.items()):
+        points = sorted(series, key=lambda point: point.x)
+        errors = [point.error or 0.0 for point in points]
+        figure.add_trace(
+            go.Scatter(
+                x=[point.x for point in points],
+                y=[point.y for point in points],
+                error_y={"type": "data", "array": errors, "visible": any(errors)},
+                mode="lines+markers",
+                name=figure_text(name),
+                text=[figure_text(point.name) for point in points],
+                hovertemplate="%{text}: %{y:.4g}<extra></extra>",
+                line_color=LIGHT[COLOURS[number % len(COLOURS)]],
+            )
+        )
+    figure.update_layout(title=figure_text(chart.title), template="plotly_white", margin={"t": 48, "r": 16})
+    figure.update_xaxes(title=figure_text(chart.x_label), type="log" if chart.log_x else "linear")
+    figure.update_yaxes(title=figure_text(chart.y_label))
+    return figure
+
+
+def save_scatter(chart: Scatter, path: str | os.PathLike[str]) -> Path:
+    """Writes the picture as a PNG, SVG or PDF file, by the ending of `path`, and returns the path."""
+    target = Path(path)
+    if target.suffix not in STATIC_FORMATS:
+        raise ValueError(f"{target} ends in `{target.suffix}`, expected one of {', '.join(STATIC_FORMATS)}: rename it")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for number, (name, series) in enumerate(chart.series.items()):
+        points = sorted(series, key=lambda point: point.x)
+        axes.errorbar(
+            [point.x for point in points],
+            [point.y for point in points],
+            yerr=[point.error or 0.0 for point in points],
+            marker="o",
+            label=_unformatted(name) if name else "_",
+            color=LIGHT[COLOURS[number % len(COLOURS)]],
+        )
+    if chart.log_x:
+        axes.set_xscale("log")
+    axes.set(title=_unformatted(chart.title), xlabel=_unformatted(chart.x_label), ylabel=_unformatted(chart.y_label))
+    axes.grid(alpha=0.3)
+    if len(chart.series) > 1:
+        axes.legend(frameon=False, fontsize="small")
+    partial = target.with_name(f"{target.name}.partial")
+    figure.savefig(partial, format=target.suffix[1:], dpi=160)
+    os.replace(partial, target)
+    return target
+
+
+def _unformatted(name: str) -> str:
+    """Matplotlib reads text between dollar signs as formulas, and cannot draw half of a surrogate pair."""
+    return name.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
 
 
 def legend(names: Sequence[str]) -> str:
