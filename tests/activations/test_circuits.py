@@ -49,8 +49,8 @@ def _near(graph: ComponentGraph) -> float:
     return NEAR.get(graph.lm.name, 1e-10)
 
 
-def _pairs(lm: LanguageModel) -> PairSet:
-    texts = [("def f(x):", "def g(y):"), ("a = b + c", "a = d + e"), ("if x:", "if y:")]
+def _pairs(lm: LanguageModel, count: int = 3) -> PairSet:
+    texts = [("def f(x):", "def g(y):"), ("a = b + c", "a = d + e"), ("if x:", "if y:")][:count]
     return prepare_pairs(lm, [Pair(clean, corrupt, ("z",), ("(",)) for clean, corrupt in texts])
 
 
@@ -127,7 +127,7 @@ def test_scores_into_the_logits_are_exact_where_these_are_linear() -> None:
 
 
 def test_all_paths_to_the_logits_are_the_whole_difference(graph: ComponentGraph) -> None:
-    lm, pairs = graph.lm, _pairs(graph.lm)
+    lm, pairs = graph.lm, _pairs(graph.lm, 1)
     found = patch_paths(lm, pairs)
     assert found.total == pytest.approx(1, abs=1e-4)
     late = patch_paths(lm, pairs, ["head 1.0"], senders=["mlp 2", "head 1.1", "embed"], direction="noise")
@@ -139,7 +139,7 @@ def test_all_paths_to_the_logits_are_the_whole_difference(graph: ComponentGraph)
 
 
 def test_the_whole_model_is_faithful_and_an_empty_circuit_is_not(graph: ComponentGraph) -> None:
-    pairs = _pairs(graph.lm)
+    pairs = _pairs(graph.lm, 1)
     every = [
         (sender.name, receiver.name)
         for r, receiver in enumerate(graph.receivers)
