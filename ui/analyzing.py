@@ -54,8 +54,8 @@ def analyze(
 
     Methods: attributions (gradient_norm, gradient_x_input, integrated_gradients, attn_lrp, cp_lrp, leave_one_out,
     substitution, shapley), agreement, lens, flow, direct, attention, routes, ablation, norms; with --compare also
-    patching and compared_attention. Where they are named: roles, neurons, tuned_lens (--lens), ablation_strategies, tracing
-    (needs --set tracing.subject="…"), attribution_patching.
+    patching and compared_attention. Where they are named: roles, neurons, tuned_lens (--lens), ablation_strategies,
+    tracing (needs --set tracing.subject="…"), attribution_patching.
 
     [dim]glassbox analyze --model embedded --text "def read(path):" --out why.html[/dim]
 
