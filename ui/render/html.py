@@ -30,6 +30,7 @@ LIGHT = {
     "hot": "#f0a034",
     "cold": "#5b8def",
     "peak": "#d9771b",
+    "amber": "#96520a",
     "good": "#25734d",
     "bad": "#b3382c",
 }
@@ -44,9 +45,10 @@ DARK = {
     "wash": "#2c2a26",
     "accent": "#5cc4bb",
     "bar": "#4f8d88",
-    "hot": "#b8701a",
+    "hot": "#a66415",
     "cold": "#3f66b5",
     "peak": "#f0a034",
+    "amber": "#f0a034",
     "good": "#6cc596",
     "bad": "#ee7a6c",
 }
