@@ -100,7 +100,9 @@ def active_on(
     if by in AIMED:
         if lm.kind != "decoder":
             raise ValueError(f"{lm.name} is no decoder, expected a model with a next token: rank by activation")
-        aim = _target(lm, batch, target)
+        from activations.analyses.inputs import token_id
+
+        aim = int(lm.logits(batch.tokens, batch.mask)[0, -1].argmax()) if target is None else token_id(lm, target)
         of = _direct if by == "effect" else _through_gradient
         measures = of(dictionary, batch, real, events, aim)
     else:
@@ -217,23 +219,6 @@ def events_at_least(
     share = np.clip((high[inside] - sizes) / (high[inside] - low[inside]), 0, 1)
     found = before[last] - before[inside + 1] + count[inside] * share
     return np.where(place < first, before[last] - before[first], found)
-
-
-def _target(lm: Any, batch: Any, target: str | int | None) -> int:
-    if target is None:
-        return int(lm.logits(batch.tokens, batch.mask)[0, -1].argmax())
-    if isinstance(target, int):
-        if not 0 <= target < lm.vocab_size:
-            raise ValueError(f"target {target} is no token, expected 0 to {lm.vocab_size - 1}: choose one of these")
-        return target
-    ids = [token for token in lm.encode([target])[0] if token not in lm.special_ids] if target else []
-    if len(ids) != 1:
-        parts = ", ".join(repr(part) for part in lm.token_strings(ids))
-        raise ValueError(
-            f"the target {target!r} is {len(ids)} tokens ({parts}), expected one: give one of them; blanks before a "
-            "word belong to its token"
-        )
-    return int(ids[0])
 
 
 def _direct(dictionary: Dictionary, batch: Any, real: torch.Tensor, events: Events, target: int) -> np.ndarray:

@@ -104,6 +104,7 @@ def test_every_verb_takes_what_the_demo_left(road: tuple[Path, list[str]], capsy
 def test_the_browsers_pages_show_a_real_dictionary(road: tuple[Path, list[str]]) -> None:
     from features import Dictionary
     from ui.views import feature, features, overview, text
+    from ui.views.shelf import Shelf
 
     dictionary = Dictionary.open(road[0] / "dictionary" / "matryoshka")
     assert "64" in overview.overview(dictionary)
@@ -111,7 +112,13 @@ def test_the_browsers_pages_show_a_real_dictionary(road: tuple[Path, list[str]])
     for query in ("", "return", str(live), "nothing at all like this"):
         features.feature_list(dictionary, {"q": query}, 0, "d")
     assert "Strongest" in feature.feature_page(dictionary, live, "d")
-    body = text.active(dictionary, f"def f(x): {CANARY}", "d")
-    assert "active-feature" in body
-    assert "<img" not in body
+    shelf = Shelf([dictionary])
+    readings, ask = text.Readings(shelf), text.Ask(shelf.names[0], f"def f(x): {CANARY}", token="3")
+    for body, part in (
+        (text.shown(readings, ask), "<gb-heat"),
+        (text.token_panel(readings, ask), "token-panel"),
+        (text.lens_panel(readings, ask), "lens-panel"),
+    ):
+        assert part in body
+        assert "<img" not in body
     dictionary.close()

@@ -1,4 +1,4 @@
-"""HTML of features: the page of one, its short form in reports, lists of many, and what is active on a text.
+"""HTML of features: the page of one, its short form in reports, and lists of many.
 
 Enters: results of `features`. Leaves: fragments for the browser and for reports. Links carry `data-feature`, which the
 browser turns into navigation without a reload; in a report they lead nowhere and are left out (`link=None`).
@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from ui.render import feature_examples as shown_examples
 from ui.render import feature_parts as parts
-from ui.render.html import bar, chip, escape, explained, highlighted, table
+from ui.render.html import bar, chip, escape, explained, table
 from ui.render.links import Link, frequency, linker, plain
 
 if TYPE_CHECKING:
     from features import Feature
-    from features.records import ActiveFeatures
 
-__all__ = ["Link", "active_features", "feature_card", "feature_list", "feature_page", "frequency", "linker", "plain"]
+__all__ = ["Link", "feature_card", "feature_list", "feature_page", "frequency", "linker", "plain"]
 
 HEADLINE_EXAMPLES = 5
-PER_TOKEN = 5
 
 
 def feature_page(
@@ -97,39 +95,3 @@ def feature_list(rows: Sequence[dict[str, Any]], link: Link) -> str:
     if any(row.get("score") is not None for row in rows):
         columns["score"] = "Score"
     return table(columns, cells, "list", numbers=("density", "max_activation", "score"))
-
-
-def active_features(
-    active: ActiveFeatures, explanations: Mapping[int, str], maxima: Sequence[float], link: Link
-) -> str:
-    """Returns what is active on a text: the features of the whole text, then of each token.
-
-    `maxima[feature]` is the activation of full colour.
-    """
-    ranked = []
-    for entry in active.ranked:
-        scale = float(maxima[entry.feature]) or entry.max_activation
-        shown = highlighted(active.tokens, active.activations(entry.feature), scale, peak=entry.token)
-        number = f"<b>{link(entry.feature, str(entry.feature))}</b>"
-        strength = f"{entry.max_activation:.3g}, {entry.max_activation / scale:.0%} of its maximum"
-        ranked.append(
-            f'<div class="card active-feature"><div class="head"><span>{number} {explained(entry.explanation)}</span>'
-            f'<span class="muted small">{strength}</span></div>{shown}</div>'
-        )
-    tokens = []
-    for token, entries in zip(active.tokens, active.per_token, strict=True):
-        found = " ".join(
-            f'<span class="tag" title="{escape(explanations.get(feature, ""))}">{link(feature, str(feature))}'
-            f"<small> {value:.3g}</small></span>"
-            for feature, value in entries[:PER_TOKEN]
-        )
-        tokens.append({"token": chip(token), "features": found or '<span class="muted">none</span>'})
-    by_token = table({"token": "Token", "features": "Strongest features"}, tokens, "tight")
-    return (
-        '<div class="gb"><div class="stack"><h3>Features of the whole text</h3>'
-        f'{"".join(ranked) or _nothing()}<h3>Token by token</h3><div class="card">{by_token}</div></div></div>'
-    )
-
-
-def _nothing() -> str:
-    return '<p class="muted">No feature is active on this text.</p>'
