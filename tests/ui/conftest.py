@@ -1,7 +1,7 @@
 """The browser over two real small dictionaries (`tests/ui/served.py`), driven in Chromium.
 
 One server for the session, a fresh browser context for each test. Set GLASSBOX_SCREENSHOTS to a folder to keep
-pictures of every page.
+pictures of every page, GLASSBOX_SERVED to one in which `python -m tests.ui.served PORT FOLDER` left the dictionaries.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def served_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The dictionaries of `tests.ui.served`, for reading."""
+    if ready := os.environ.get("GLASSBOX_SERVED"):
+        return Path(ready)
     folder = tmp_path_factory.mktemp("served")
     make(folder)
     return folder

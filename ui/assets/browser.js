@@ -3,7 +3,8 @@
   if (window.glassbox) return;
   const LONGEST_ADDRESS = 60000;
   const triggers = {};
-  const waiting = {};
+  const waiting = {}; // bridge -> what it is to say, in turn, once it is there or has its answer
+  const busy = {};
   let memory = {}; // page -> its words
   let filled = {}; // pages that show their words already
   let dictionary = null;
@@ -45,13 +46,23 @@
     if (address() !== (window.location.search || "?")) window.history[method]({}, "", address());
     name();
   };
+  // One thing at a time: Gradio would drop what is said before it has answered, or say the first thing again. `instead`:
+  // of what waits, the newest alone is still worth saying.
+  const say = (bridge, data, instead = false) => {
+    if (triggers[bridge] && !busy[bridge]) {
+      busy[bridge] = true;
+      triggers[bridge](data);
+    } else waiting[bridge] = instead ? [data] : [...(waiting[bridge] || []), data];
+  };
+  const listen = (bridge) => {
+    busy[bridge] = false;
+    if (waiting[bridge]?.length) say(bridge, waiting[bridge].shift());
+  };
   const send = () => {
     filled[current] = true;
     pending = true;
     touched = false;
-    const data = { ...(memory[current] || {}), ...(dictionary === null ? {} : { dict: dictionary }) };
-    if (triggers[current]) triggers[current](data);
-    else waiting[current] = data;
+    say(current, { ...(memory[current] || {}), ...(dictionary === null ? {} : { dict: dictionary }) }, true);
   };
   const open = (page, words, method) => {
     current = page;
@@ -64,8 +75,7 @@
   window.glassbox = {
     ready(page, trigger) {
       triggers[page] = trigger;
-      if (waiting[page]) trigger(waiting[page]);
-      delete waiting[page];
+      listen(page);
     },
     // a page by its name, with its words, such as {feature: "12"}
     go(page, words) {
@@ -96,22 +106,40 @@
     // Python has answered
     answered(page, shown) {
       if (dictionary === null) dictionary = shown;
-      if (page === current) pending = false;
+      if (page === current) pending = Boolean(waiting[page]?.length);
       name();
+      listen(page);
     },
-    // a hidden component of a page that takes what a button in its HTML says
-    ask(name, data) {
-      if (triggers[name]) triggers[name](data);
-      else waiting[name] = data;
-    },
+    // a hidden component of a page that takes what a button in its HTML says, and tells when it is answered
+    ask: say,
+    heard: listen,
     // what a page shows is no longer so: it is asked again when it is next opened
     forget(page) {
       if (page !== current) delete filled[page];
+    },
+    // a file of the person's own, from text or bytes: it never lies on the server
+    save(name, content, type = "application/octet-stream") {
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(new Blob([content], { type }));
+      link.download = name;
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 60000);
     },
     shown: () => !pending,
     page: () => current,
     words: () => ({ ...(memory[current] || {}) }),
   };
+
+  // Gradio tells of a text box's `input` on a keypress, before the value is there: not of what is pasted, deleted,
+  // dictated or composed. Here each change is one keypress, after it; of the keyboard's own, Enter alone goes through.
+  const isBox = (element) => element.matches?.('[data-testid="textbox"]');
+  const ofKeyboard = (event) => {
+    if (event.isTrusted && event.key !== "Enter" && isBox(event.target)) event.stopPropagation();
+  };
+  document.addEventListener("keypress", ofKeyboard, { capture: true });
+  document.addEventListener("input", ({ target }) => {
+    if (isBox(target)) target.dispatchEvent(new KeyboardEvent("keypress", { key: "Unidentified" }));
+  });
 
   for (const kind of ["pointerdown", "keydown"])
     document.addEventListener(kind, () => { touched = true; }, { capture: true });

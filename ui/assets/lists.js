@@ -35,10 +35,6 @@
     if (!made) return;
     const { name, data } = JSON.parse(made);
     const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([bytes], { type: "application/octet-stream" }));
-    link.download = name;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+    glassbox.save(name, bytes);
   };
 })();

@@ -1,19 +1,10 @@
 // The Steer page: keys in the list of suggestions, the link to copy, the file to keep.
 (() => {
   const glassbox = window.glassbox;
-  if (glassbox.save) return;
+  if (glassbox.noteAll) return;
 
   // several words of the address at once
   glassbox.noteAll = (page, keys, values) => keys.forEach((key, place) => glassbox.note(page, key, values[place]));
-
-  // a file of the person's own: the text never lies on the server
-  glassbox.save = (name, text) => {
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
-    link.download = name;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-  };
 
   glassbox.copyAddress = async () => {
     const told = (words) => `<div class="gb"><span class="small" role="status">${words}</span></div>`;
@@ -25,13 +16,12 @@
     }
   };
 
-  // what a suggestion or a chosen file says to Python
-  glassbox.suggestions = (element, trigger) => {
-    element.addEventListener("click", (event) => {
-      const button = event.target.closest && event.target.closest("button[data-add]");
-      if (button) trigger("click", { feature: button.dataset.add });
-    });
-  };
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest && event.target.closest("#steer-suggestions button[data-add]");
+    if (button) glassbox.ask("steer-picked", { feature: button.dataset.add });
+  });
+
+  // what a chosen file says to Python
   const LARGEST_FILE = 1000000;
   glassbox.chosenFile = (element, trigger) => {
     element.addEventListener("change", async (event) => {

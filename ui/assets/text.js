@@ -3,8 +3,6 @@
   if (window.glassboxText) return;
   const COLUMN = 17, ROW = 24, HEAD = 96, MARGIN = 24;
   const NAME = "text";
-  let trigger = null;
-  let pending = null;
 
   const heats = () => Array.from(document.querySelectorAll("gb-heat"));
   const number = (value) => Number(Number(value).toPrecision(3)).toString();
@@ -17,12 +15,22 @@
   };
   const pick = (token) => {
     window.glassbox.note(NAME, "token", token);
-    if (trigger) trigger({ token });
-    else pending = token;
+    window.glassbox.ask("text-token", { token }, true);
   };
 
   class Heat extends HTMLElement {
+    static observedAttributes = ["data-made"];
+
     connectedCallback() {
+      this.lay();
+    }
+
+    // Gradio puts another reading into the element that stands there, part by part, in one go
+    attributeChangedCallback(_name, before) {
+      if (before !== null) queueMicrotask(() => { if (this.isConnected) this.lay(); });
+    }
+
+    lay() {
       this.side = this.dataset.side;
       this.tokens = Array.from(this.querySelectorAll("[data-i]"));
       this.lanes = Array.from(this.querySelectorAll(".heat-names [data-lane]"), lane);
@@ -33,13 +41,16 @@
       this.token = this.dataset.token === undefined ? null : Number(this.dataset.token);
       this.strip.style.width = `${this.tokens.length * COLUMN}px`;
       this.strip.style.height = `${HEAD + this.lanes.length * ROW}px`;
-      this.scroll.addEventListener("scroll", () => this.draw(), { passive: true });
+      this.scroll.onscroll = () => this.draw();
+      this.watch?.disconnect();
       this.watch = new ResizeObserver(() => this.draw());
       this.watch.observe(this.scroll);
+      if (this.querySelector("[data-spaces]").checked) this.spaces(true);
       if (this.tokens.length) this.tokens[this.token ?? 0].tabIndex = 0;
       const wanted = this.dataset.feature;
       const first = this.lanes.find((each) => each.feature === wanted) || (wanted === undefined && this.lanes[0]);
-      if (first) this.show(first);
+      this.shown = null;
+      if (first || wanted !== undefined) this.show(first || null);
       if (this.token !== null) {
         this.mark(this.token);
         this.reveal(this.token, "auto");
@@ -116,6 +127,15 @@
         button.setAttribute("aria-pressed", String(button.dataset.lane === this.shown));
     }
 
+    // blanks in sight; the text's own dots stay what they are
+    spaces(areShown) {
+      const walk = document.createTreeWalker(this.querySelector(".reading"), NodeFilter.SHOW_TEXT);
+      for (let node = walk.nextNode(); node; node = walk.nextNode()) {
+        if (areShown && node.data.includes("·")) continue;
+        node.data = areShown ? node.data.replace(/ /g, "·") : node.data.replace(/·/g, " ");
+      }
+    }
+
     mark(token) {
       const before = this.querySelector('[aria-selected="true"]');
       if (before) before.removeAttribute("aria-selected");
@@ -153,14 +173,10 @@
   if (!customElements.get("gb-heat")) customElements.define("gb-heat", Heat);
 
   window.glassboxText = {
-    ready(given) {
-      trigger = given;
-      if (pending !== null) trigger({ token: pending });
-      pending = null;
-    },
     asked(text) {
       if (text) for (const key of ["document", "at"]) window.glassbox.note(NAME, key, null);
       for (const key of ["token", "feature"]) window.glassbox.note(NAME, key, null);
+      for (const heat of heats()) heat.mark(null);
     },
     // a file or the clipboard; nothing is kept on the server, and the hidden component forgets it
     hand(kind, content) {
@@ -168,11 +184,7 @@
       if (kind === "copy") navigator.clipboard.writeText(content).catch(() => window.glassboxText.hand("csv", content));
       else {
         const type = kind === "json" ? "application/json" : "text/csv";
-        const link = document.createElement("a");
-        link.href = URL.createObjectURL(new Blob([content], { type }));
-        link.download = `glassbox-text.${kind}`;
-        link.click();
-        setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+        window.glassbox.save(`glassbox-text.${kind}`, content, type);
       }
       return "";
     },
@@ -222,14 +234,7 @@
 
   document.addEventListener("change", (event) => {
     const box = event.target.closest && event.target.closest("gb-heat [data-spaces]");
-    if (!box) return;
-    const heat = box.closest("gb-heat");
-    const walk = document.createTreeWalker(heat.querySelector(".reading"), NodeFilter.SHOW_TEXT);
-    const [from, to] = box.checked ? [/ /g, "·"] : [/·/g, " "];
-    for (let node = walk.nextNode(); node; node = walk.nextNode()) {
-      if (box.checked && node.data.includes("·")) continue; // the text's own dots stay what they are
-      node.data = node.data.replace(from, to);
-    }
+    if (box) box.closest("gb-heat").spaces(box.checked);
   });
 
   // what a panel shows belongs to what the text shows

@@ -16,7 +16,7 @@ from ui.browser import about, analyse, api, compare, feature, features, lists, o
 from ui.browser.guard import BODY_BYTES, Guard, door, hosts_for
 from ui.browser.limits import Limits
 from ui.browser.theme import style, theme
-from ui.browser.workspace import QUIET, Page, Workspace, html, refusals
+from ui.browser.workspace import EACH, QUIET, Page, Workspace, bridge, html, refusals, said
 from ui.render.html import asset
 from ui.serving import is_loopback
 from ui.views.shelf import Shelf
@@ -122,14 +122,7 @@ def build(dictionaries: Sequence[Dictionary], limits: Limits | None = None) -> g
             )
         work = Workspace(shelf, chosen, limits or Limits())
         api.offer(work)  # first, so that the names are its own: events of pages are named after their functions
-        bridges = {
-            page.NAME: gr.HTML(
-                "",
-                elem_classes="bridge",
-                js_on_load=f"window.glassbox.ready('{page.NAME}', (data) => trigger('click', data));",
-            )
-            for page in PAGES
-        }
+        bridges = {page.NAME: bridge(page.NAME) for page in PAGES}
         lists.stars(work)
         with gr.Tabs(selected=PAGES[0].NAME, elem_id="pages") as tabs:
             for module in PAGES:
@@ -140,11 +133,12 @@ def build(dictionaries: Sequence[Dictionary], limits: Limits | None = None) -> g
                     _answer(shelf, module.NAME, page),
                     None,
                     [chosen, tabs, *page.outputs],
-                    trigger_mode="always_last",
+                    **EACH,
                     **QUIET,
                 )
                 answered = f"(name) => window.glassbox.answered('{module.NAME}', name)"
-                event.then(None, chosen, None, js=answered, api_visibility="private")
+                for ending in (event.success, event.failure):
+                    ending(None, chosen, None, js=answered, api_visibility="private")
                 if page.then is not None:
                     page.then(event)
                 if page.unload is not None:
@@ -157,9 +151,7 @@ def _answer(shelf: Shelf, name: str, page: Page) -> Callable[[gr.EventData], lis
     """Returns the function that shows what an address names: the dictionary, the tab and the page's components."""
 
     def answer(event: gr.EventData) -> list[Any]:
-        said = getattr(event, "_data", None)
-        said = said if isinstance(said, dict) else {}
-        words = {key: value[:LONGEST_WORD] for key, value in said.items() if isinstance(value, str)}
+        words = {key: value[:LONGEST_WORD] for key, value in said(event).items() if isinstance(value, str)}
         asked = words.pop("dict", "")
         dictionary = asked if asked in shelf.by_name else shelf.names[0]
         with refusals():

@@ -11,7 +11,8 @@ from typing import Any
 import gradio as gr
 
 from features.lists import BOOKMARKS, feature_numbers
-from ui.browser.workspace import QUIET, Page, Words, Workspace, choice, html, refusal, refusals
+from ui.browser.workspace import EACH, QUIET, Page, Words, Workspace, bridge, choice, heard, html, refusal, refusals
+from ui.browser.workspace import said as said_over
 from ui.exports import FORMATS, download
 from ui.render.html import escape
 from ui.views import lists as view
@@ -44,11 +45,7 @@ def stars(work: Workspace) -> None:
 def build(work: Workspace) -> Page:
     """Builds the page; its words are `list`, a name, and `sort`."""
     opened = gr.State(None)
-    removed = gr.HTML(
-        "",
-        elem_classes="bridge",
-        js_on_load=f"window.glassbox.ready('{REMOVED}', (data) => trigger('click', data));",
-    )
+    removed = bridge(REMOVED)
     with gr.Row():
         with gr.Column(scale=1, min_width=220):
             index = html("", elem_id="lists-index")
@@ -115,8 +112,7 @@ def build(work: Workspace) -> Page:
         return [*panes_of(name, opened or BOOKMARKS, order, told), "", ""]
 
     def take(event: gr.EventData, order: str) -> list[Any]:
-        asked = getattr(event, "_data", None)
-        asked = asked if isinstance(asked, dict) else {}
+        asked = said_over(event)
         name, title = str(asked.get("dict", "")), str(asked.get("list", ""))
         with refusals():
             gone = work.shelf.get(name).lists.remove(title, feature_numbers(str(asked.get("feature", ""))))
@@ -182,7 +178,7 @@ def build(work: Workspace) -> Page:
     delete.click(ask, [work.chosen, opened], [sure, question], **QUIET)
     keep.click(lambda: gr.Row(visible=False), None, sure, **QUIET)
     on(confirm, drop, [work.chosen, opened, sort], panes)
-    removed.click(take, sort, panes, **QUIET)
+    heard(removed.click(take, sort, panes, **EACH, **QUIET), REMOVED)
     saved = export.click(leave, [work.chosen, opened, kind, scope], payload, show_progress="minimal", **noted)
     saved.success(None, payload, payload, js="(made) => { window.glassbox.saveExport(made); return ''; }", **noted)
     then_named(

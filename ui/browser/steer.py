@@ -23,10 +23,24 @@ from ui.browser.steer_settings import (
     where_settings,
     writing_settings,
 )
-from ui.browser.workspace import QUIET, Page, Words, Workspace, choice, html, refusal, refusals
+from ui.browser.workspace import (
+    EACH,
+    QUIET,
+    Page,
+    Words,
+    Workspace,
+    bridge,
+    choice,
+    heard,
+    html,
+    refusal,
+    refusals,
+    said,
+)
 from ui.views import steer as view
 
 NAME, TITLE = "steer", "Steer"
+PICKED = "steer-picked"
 PROMPT = "def "
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 LAST: dict[str, Any] = QUIET | {"trigger_mode": "always_last"}
@@ -48,11 +62,8 @@ def build(work: Workspace) -> Page:
         max_lines=1,
         elem_id="steer-find",
     )
-    found = html(
-        "",
-        elem_id="steer-suggestions",
-        js_on_load="window.glassbox.suggestions(element, trigger);",
-    )
+    found = html("", elem_id="steer-suggestions")
+    picked = bridge(PICKED)
     told = html("", elem_id="steer-told")
     rows, names, sliders, norms, removers = [], [], [], [], []
     for number in range(SLOTS):
@@ -128,9 +139,8 @@ def build(work: Workspace) -> Page:
         return include(name, features, hits[0]["feature"])
 
     def include_clicked(event: gr.EventData, name: str, features: str) -> list[Any]:
-        said = getattr(event, "_data", None) or {}
         with refusals():
-            return include(name, features, int(said.get("feature", -1)))
+            return include(name, features, int(said(event).get("feature", -1)))
 
     def suggest(name: str, query: str, features: str) -> str:
         with refusals():
@@ -170,7 +180,7 @@ def build(work: Workspace) -> Page:
     adding: list[Any] = [wanted, found, *slots]
     wanted.input(suggest, [chosen, wanted, features], found, **LAST)
     wanted.submit(include_first, [chosen, features, wanted], adding, **QUIET)
-    found.click(include_clicked, [chosen, features], adding, **QUIET)
+    heard(picked.click(include_clicked, [chosen, features], adding, **EACH, **QUIET), PICKED)
     for place, button in enumerate(removers):
         button.click(remove(place), [chosen, features], slots, **QUIET)
     moved = [event for slider in sliders for event in (slider.input, slider.release)]
@@ -188,12 +198,11 @@ def build(work: Workspace) -> Page:
     def load(event: gr.EventData, name: str) -> list[Any]:
         from features import Steering, SteeringSpec
 
-        said = getattr(event, "_data", None) or {}
-        dictionary = shelf.get(name)
+        file, dictionary = said(event), shelf.get(name)
         with refusals():
-            if int(said.get("size", 0)) and not said.get("text"):
+            if int(file.get("size", 0)) and not file.get("text"):
                 raise ValueError("the file is too large, expected a steering spec of at most 1 MB: choose another file")
-            spec = SteeringSpec.from_json(str(said.get("text", "")))
+            spec = SteeringSpec.from_json(str(file.get("text", "")))
             Steering.from_spec(dictionary, spec)
             spec_of(dictionary, work.limits, spec.prompt, [_text(spec.features), *values_of(spec)])
         shown = view.note(f"Opened: {len(spec.features)} features, mode {spec.mode}.")
@@ -201,11 +210,15 @@ def build(work: Workspace) -> Page:
 
     copy.click(None, None, copied, js="() => window.glassbox.copyAddress()", **PRIVATE)
     keep.click(kept, [chosen, ways.prompt, *settings.all], saved, **QUIET).success(
-        None, saved, None, js="(text) => { window.glassbox.save('steering.json', text); }", **PRIVATE
+        None,
+        saved,
+        None,
+        js="(text) => { window.glassbox.save('steering.json', text, 'application/json'); }",
+        **PRIVATE,
     )
     filled = [*settings.chosen.values(), ways.prompt]
     keys = json.dumps([*settings.chosen, "prompt"])
-    loading = opened.click(load, chosen, [copied, *slots, *filled], **QUIET)
+    loading = opened.click(load, chosen, [copied, *slots, *filled], **EACH, **QUIET)
     loading.success(
         None, filled, None, js=f"(...values) => window.glassbox.noteAll('{NAME}', {keys}, values)", **PRIVATE
     )
@@ -225,7 +238,7 @@ def build(work: Workspace) -> Page:
         ]
 
     def then(event: Any) -> None:
-        event.then(measure, [chosen, features, mode], measured, **QUIET)
+        event.then(measure, [chosen, features, mode], measured, **LAST)
         ways.after(event)
 
     outputs = [wanted, found, told, *slots, *settings.chosen.values(), ways.prompt, *ways.outputs]

@@ -165,7 +165,9 @@ def build(work: Workspace, settings: Settings, page: str, first_prompt: str) -> 
         prompt=prompt,
         outputs=[way, factors, asked, *parts],
         restored=lambda words, way: [way, words.get("factors", FACTORS), words.get("asked", ""), *opened(way)],
-        after=lambda event: event.then(talkable, [chosen, way], [way, no_chat, *parts], **QUIET),
+        after=lambda event: event.then(
+            talkable, [chosen, way], [way, no_chat, *parts], trigger_mode="always_last", **QUIET
+        ),
         unload=_stopper(runs),
     )
 

@@ -7,12 +7,30 @@ from typing import Any
 
 import gradio as gr
 
-from ui.browser.workspace import MODEL_QUEUE, QUIET, Page, Words, Workspace, choice, html, refusal, refusals, whole
+from ui.browser.workspace import (
+    EACH,
+    MODEL_QUEUE,
+    QUIET,
+    Page,
+    Words,
+    Workspace,
+    bridge,
+    choice,
+    heard,
+    html,
+    refusal,
+    refusals,
+    said,
+    whole,
+)
 from ui.views import text as view
 
 NAME, TITLE = "text", "Text"
+TOKEN = "text-token"
 ALONE, SECOND, OTHER = "Nothing", "Another text", "Another dictionary"
 READING: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private"} | MODEL_QUEUE
+AGAIN: dict[str, Any] = {"trigger_mode": "always_last"}
+"""Of events that may be asked for again before they are answered: else the second asking is lost."""
 # a pasted text takes the place of a document, and what was chosen in another text means nothing in this one
 ASKED = "(...given) => { window.glassboxText.asked(given[1]); return given; }"
 
@@ -93,7 +111,7 @@ def build(work: Workspace) -> Page:
             for kind, label in (("json", "Download JSON"), ("csv", "Download CSV"), ("copy", "Copy as table"))
         }
     content = gr.Textbox(visible="hidden", elem_id="text-content")  # pyright: ignore[reportArgumentType]
-    pick = gr.HTML("", elem_classes="bridge", js_on_load="window.glassboxText.ready((data) => trigger('click', data));")
+    pick = bridge(TOKEN)
 
     def controls(by: str, beside: str) -> list[Any]:
         shown = by in view.AIMED, beside == SECOND, beside == OTHER
@@ -115,24 +133,30 @@ def build(work: Workspace) -> Page:
         )  # fmt: skip
         return [made, stands]
 
+    def answer(ask: view.Ask | None) -> list[Any]:
+        """Returns the reading with its token: what can be clicked stands beside what a click opens, from the first."""
+        return [view.shown(readings, ask), view.token_panel(readings, ask), ""]
+
     def stored(ask: view.Ask | None) -> Any:
-        return view.shown(readings, ask) if ask is None or ask.is_empty or ask.is_stored else gr.skip()
+        return answer(ask) if ask is None or ask.is_empty or ask.is_stored else [gr.skip()] * 3
 
     def read(ask: view.Ask | None) -> Any:
-        return gr.skip() if ask is None or ask.is_empty or ask.is_stored else view.shown(readings, ask)
+        return [gr.skip()] * 3 if ask is None or ask.is_empty or ask.is_stored else answer(ask)
+
+    def lens_of(ask: view.Ask | None) -> Any:
+        return view.lens_panel(readings, ask) or gr.skip()
 
     def picked(ask: view.Ask | None, event: gr.EventData) -> list[Any]:
-        said = getattr(event, "_data", None)
-        token = said.get("token", "") if isinstance(said, dict) else ""
+        token = said(event).get("token", "")
         if ask is None or not isinstance(token, str) or view.place(token) is None:
             return [gr.skip(), gr.skip(), gr.skip()]
         ask = replace(ask, token=token)
         return [ask, view.token_panel(readings, ask), ""]
 
     def goes_on(event: Any) -> None:
-        done = event.success(stored, [asked], [result], **QUIET).then(read, [asked], [result], **READING)
-        done = done.then(lambda ask: [view.token_panel(readings, ask), ""], [asked], [panel, lens], **QUIET)
-        done.then(lambda ask: view.lens_panel(readings, ask), [asked], [lens], **READING)
+        shown = [result, panel, lens]
+        done = event.success(stored, [asked], shown, **AGAIN, **QUIET).then(read, [asked], shown, **AGAIN, **READING)
+        done.then(lens_of, [asked], [lens], **AGAIN, **READING)
 
     gr.on([by.change, beside.change], controls, [by, beside], [target, second, other], **QUIET)
     find.change(
@@ -141,8 +165,9 @@ def build(work: Workspace) -> Page:
     )  # fmt: skip
     inputs = [work.chosen, text, stands, by, target, top, beside, second, other]
     goes_on(run.click(ask, inputs, [asked, stands], js=ASKED, **QUIET))
-    tapped = pick.click(picked, [asked], [asked, panel, lens], trigger_mode="always_last", **QUIET)
-    tapped.then(lambda ask: view.lens_panel(readings, ask), [asked], [lens], **READING)
+    tapped = pick.click(picked, [asked], [asked, panel, lens], **EACH, **QUIET)
+    heard(tapped, TOKEN)
+    tapped.then(lens_of, [asked], [lens], **AGAIN, **READING)
 
     def written(kind: str) -> Any:
         def write(ask: view.Ask | None) -> str:

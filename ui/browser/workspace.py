@@ -26,6 +26,8 @@ Words = Mapping[str, str]
 
 MODEL_QUEUE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 """Of events that run a language model: one at a time."""
+EACH: dict[str, Any] = {"trigger_mode": "multiple"}
+"""Of events over a bridge, which says one thing at a time by itself."""
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 """Of events that answer at once."""
 
@@ -59,6 +61,24 @@ class Workspace:
         for key, component in components.items():
             note = f"(value) => window.glassbox.note({json.dumps(page)}, {json.dumps(key)}, value)"
             component.input(None, component, None, js=note, api_visibility="private")
+
+
+def bridge(name: str) -> gr.HTML:
+    """Returns a hidden component through which `glassbox.ask(name, data)` speaks to Python; see `heard`."""
+    ready = f"window.glassbox.ready({json.dumps(name)}, (data) => trigger('click', data));"
+    return gr.HTML("", elem_classes="bridge", js_on_load=ready)
+
+
+def said(event: gr.EventData) -> dict[str, Any]:
+    """Returns what came over a bridge."""
+    data = getattr(event, "_data", None)
+    return data if isinstance(data, dict) else {}
+
+
+def heard(event: Any, name: str) -> None:
+    """Lets a bridge say the next thing, once the event of this one has ended, well or not."""
+    for ending in (event.success, event.failure):
+        ending(None, js=f"() => window.glassbox.heard({json.dumps(name)})", api_visibility="private")
 
 
 def html(value: str = "", **options: Any) -> gr.HTML:

@@ -7,6 +7,7 @@ those in sight alone, and the text takes its colours from them. The text itself 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,8 @@ def heat(
     """Returns the heat view of a reading over its text.
 
     `lanes` are features with their explanations, `title` is HTML already; `space` names what feature numbers belong
-    to: heat views of one space show a chosen feature together. `feature` and `token` are chosen already.
+    to: heat views of one space show a chosen feature together. `feature` and `token` are chosen already. `data-made`
+    differs where anything does, so that the element knows when another reading was put into it.
     """
     named = "".join(f"<li>{lane(reading, number, says, scale, side)}{link(number, '↗')}</li>" for number, says in lanes)
     special = set(reading.special)
@@ -69,9 +71,7 @@ def heat(
     chosen = "" if feature is None else f' data-feature="{feature}"'
     at = "" if token is None else f' data-token="{token}"'
     empty = "" if lanes else '<p class="muted">No feature is active on this text.</p>'
-    return (
-        f'<gb-heat class="card heat" data-side="{side}" data-space="{escape(space)}"'
-        f' data-unit="{UNITS[reading.by]}"{chosen}{at}>'
+    body = (
         f'<div class="head"><h3>{title}</h3><span class="muted small">{len(reading.tokens):,} tokens · '
         f"{len(reading.features):,} features active</span></div>"
         f'{empty}<div class="heat-grid"{" hidden" if not lanes else ""}><div class="heat-names">'
@@ -84,6 +84,9 @@ def heat(
         '<div class="text reading" role="listbox" aria-label="Tokens of the text; arrow keys move, Enter chooses">'
         f"{spans}</div></gb-heat>"
     )
+    data = f' data-side="{side}" data-space="{escape(space)}" data-unit="{UNITS[reading.by]}"{chosen}{at}'
+    made = hashlib.blake2b(f"{data}{body}".encode(errors="replace"), digest_size=8).hexdigest()
+    return f'<gb-heat class="card heat" data-made="{made}"{data}>{body}'
 
 
 def _token(index: int, text: str, is_special: bool) -> str:

@@ -33,7 +33,6 @@ MEASURES = {
 AIMED = ("effect", "attribution")
 SHOWN_FEATURES = (8, 16, 32, 64)
 DOCUMENTS = 12
-ACTIVE_FEATURES = 12
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,13 @@ def shown(readings: Readings, ask: Ask | None) -> str:
         return _too_long(ask, long.n_tokens, long.most_tokens, long.beginning, str(long))
     except (ValueError, OSError) as error:
         return _notice(str(error))
-    return f'<div class="gb"><div class="stack">{_compared(sides, found)}{_heats(sides, ask)}</div></div>'
+    first = sides[0].dictionary
+    if ask.feature is not None and ask.feature >= first.n_features:
+        told = f"The address names feature {ask.feature:,}, expected 0 to {first.n_features - 1:,}: choose one below."
+        missed = f'<p class="notice" role="alert">{escape(told)}</p>'
+    else:
+        missed = ""
+    return f'<div class="gb"><div class="stack">{missed}{_heats(sides, ask)}{_compared(sides, found)}</div></div>'
 
 
 def _notice(told: str, kind: str = "notice") -> str:
@@ -268,6 +273,18 @@ def _picked(readings: Readings, ask: Ask) -> tuple[str, Side, int] | None:
     return None
 
 
+def _missed(readings: Readings, ask: Ask) -> str:
+    """Returns why the token of the address is none of the text's; empty where it names none."""
+    if not ask.token:
+        return ""
+    known = [
+        f"{before}0 to {before}{len(side.reading.tokens) - 1}"
+        for before, side in zip(("", "b"), readings.sides(ask), strict=False)
+        if side.reading.tokens
+    ]
+    return f"The address names the token “{ask.token[:20]}”, expected one of {' or '.join(known)}. "
+
+
 def token_panel(readings: Readings, ask: Ask | None) -> str:
     """Returns the features of the chosen token."""
     if ask is None or ask.is_empty:
@@ -277,7 +294,8 @@ def token_panel(readings: Readings, ask: Ask | None) -> str:
     except (ValueError, OSError):  # said where the text would stand
         return ""
     if picked is None:
-        return _notice("Choose a token in the text to see its features and what the model predicts there.", "muted")
+        told = "Choose a token in the text to see its features and what the model predicts there."
+        return _notice(f"{_missed(readings, ask)}{told}", "notice" if ask.token else "muted")
     name, side, token = picked
     says = side.dictionary.explanations_of([feature for feature, _ in side.reading.per_token[token]])
     maxima, link = side.dictionary.max_activations, feature_render.linker(side.name)
@@ -301,15 +319,6 @@ def lens_panel(readings: Readings, ask: Ask | None) -> str:
         return render.lens_panel(lens_at(side.dictionary, side.reading, token))
     except (ValueError, OSError) as error:
         return _notice(f"No logit lens: {error}", "muted small")
-
-
-def active(dictionary: Dictionary, text: str, name: str) -> str:
-    """Returns the features that are active on a text, over all of it and token by token, without a heat view."""
-    found = dictionary.active_on(text, top=ACTIVE_FEATURES)
-    listed = {feature for row in found.per_token for feature, _ in row[: feature_render.PER_TOKEN]}
-    explanations = dictionary.explanations_of(listed)
-    maxima = dictionary.max_activations.tolist()
-    return feature_render.active_features(found, explanations, maxima, feature_render.linker(name))
 
 
 def documents(dictionary: Dictionary, words: str, name: str, by: str) -> str:
