@@ -32,6 +32,8 @@ SHOWN = 20
 """Records in the terminal."""
 LISTED = 200
 """Records on the page; the JSON beside it holds all."""
+NAME_CHARACTERS = 24
+"""Shorter texts are not broken in a cell."""
 TEXT_CHARACTERS = 300
 """Characters of a text in a cell."""
 
@@ -146,7 +148,11 @@ def _cell(view: View, key: str, value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(chip(str(each)) if isinstance(each, str) else escape(short(each)) for each in value)
     text = _brief(value)
-    return chip(text) if key in view.tokens else f'<span class="text">{visible(text)}</span>'
+    if key in view.tokens:
+        return chip(text)
+    # names stay whole, sentences break
+    style = ' style="white-space:nowrap"' if len(text) <= NAME_CHARACTERS and "\n" not in text else ' class="text"'
+    return f"<span{style}>{visible(text)}</span>"
 
 
 def _brief(value: Any) -> Any:
