@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: setup demo test check bench test-gpu bench-gpu
+.PHONY: setup demo test check site bench test-gpu bench-gpu
 
 setup: $(VENV)/installed
 
@@ -28,6 +28,10 @@ check:
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -m 'not gpu and not compile'
 	GLASSBOX_SHAPE_CHECKS=0 $(BIN)/python -m pytest -m 'compile and not gpu'
+
+# build/site/html/README.html; `make site ARGS="--runs runs"` adds the page of experiments
+site: setup
+	$(BIN)/python docs/site/build.py $(ARGS)
 
 bench: setup
 	$(BIN)/python -m benchmarks.step --write

@@ -112,6 +112,7 @@ for verb, command in {
     "steer": steering.steer,
     **questions.VERBS,
     "compare": comparing.compare,
+    "runs": comparing.runs,
     "analyze": analyzing.analyze,
     "tuned-lens": analyzing.tuned_lens,
     "circuit": circuits.circuit,

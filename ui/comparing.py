@@ -1,4 +1,4 @@
-"""`glassbox compare`: two dictionaries beside each other."""
+"""`glassbox compare`: two dictionaries beside each other. `glassbox runs`: what was trained, beside each other."""
 
 from __future__ import annotations
 
@@ -51,3 +51,26 @@ def compare(
         tables.show(*shown)
     if written is not None:
         typer.echo(f"Report: {written}", err=as_json)
+
+
+def runs(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders, or folders that hold some.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write an HTML page there.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List every SAE of run folders: settings, measures, curves; finished or not.
+
+    [dim]glassbox runs runs --out experiments.html[/dim]
+    """
+    from sae.experiments import read_experiments, to_json
+    from ui.render import tables
+    from ui.render.experiments import COLUMNS, write_experiments_page
+
+    found = read_experiments(folders)
+    if as_json:
+        typer.echo(to_json(found))
+    else:
+        rows = [{COLUMNS[name]: value for name, value in each.row().items() if name in COLUMNS} for each in found]
+        tables.show(tables.records_table("Experiments", rows))
+    if out is not None:
+        typer.echo(f"Page: {write_experiments_page(found, out)}", err=as_json)

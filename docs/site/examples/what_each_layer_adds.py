@@ -1,0 +1,10 @@
+"""What attention and MLPs add to the stream."""
+
+from pathlib import Path
+
+from activations import analyze
+from ui.render.analysis import save_pictures
+
+text = "import os\n\ndef read(path):\n    with open("
+found = analyze("embedded", text, ["flow"])
+save_pictures(found, Path())
