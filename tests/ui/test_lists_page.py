@@ -117,13 +117,13 @@ def test_a_star_bookmarks_a_feature(visit: Visit) -> None:
     page.wait_for_selector('button[data-star="33"][aria-pressed="false"]')
 
 
-@browser
 def choose(page: Any, file: Path) -> None:
     with page.expect_file_chooser() as asked:
         page.get_by_role("button", name="Choose a file").click()
     asked.value.set_files(str(file))
 
 
+@browser
 def test_an_export_comes_back_as_an_import(visit: Visit, tmp_path: Path) -> None:
     page = visit.open(f"?view=lists&dict=stdlib&list={CANARY}").page
     shown(visit, CANARY)

@@ -3,12 +3,7 @@
   window.glassboxAnalyse = {
     hand(kind, content) {
       if (!content) return "";
-      const link = document.createElement("a");
-      const type = kind === "json" ? "application/json" : "text/html";
-      link.href = URL.createObjectURL(new Blob([content], { type }));
-      link.download = `glassbox-analysis.${kind}`;
-      link.click();
-      setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+      window.glassbox.save(`glassbox-analysis.${kind}`, content, kind === "json" ? "application/json" : "text/html");
       return "";
     },
   };

@@ -2,6 +2,7 @@
 (() => {
   if (window.glassbox) return;
   const LONGEST_ADDRESS = 60000;
+  const FIRST = window.glassboxFirst || "overview"; // the page without a name in its address
   const triggers = {};
   const waiting = {}; // bridge -> what it is to say, in turn, once it is there or has its answer
   const busy = {};
@@ -22,7 +23,7 @@
   };
   const read = () => {
     const words = Object.fromEntries(new URLSearchParams(window.location.search));
-    const page = words.view || (words.feature !== undefined ? "feature" : "overview");
+    const page = words.view || (words.feature !== undefined ? "feature" : FIRST);
     if (words.dict !== undefined) dictionary = words.dict;
     delete words.view;
     delete words.dict;
@@ -30,7 +31,7 @@
   };
   const address = () => {
     const query = new URLSearchParams();
-    if (current !== "overview") query.set("view", current);
+    if (current !== FIRST) query.set("view", current);
     if (dictionary !== null) query.set("dict", dictionary);
     for (const [key, value] of Object.entries(memory[current] || {})) query.set(key, value);
     let next = "?" + query.toString();
@@ -40,7 +41,7 @@
     const words = memory[current] || {};
     const tab = document.querySelector(`[data-tab-id="${current}"]`);
     const title = current === "feature" && words.feature !== undefined ? `Feature ${words.feature}` : tab?.textContent.trim();
-    document.title = title && current !== "overview" ? `${title} · Glassbox` : "Glassbox";
+    document.title = title && current !== FIRST ? `${title} · Glassbox` : "Glassbox";
   };
   const write = (method) => {
     if (address() !== (window.location.search || "?")) window.history[method]({}, "", address());
@@ -149,7 +150,7 @@
     if (!link || event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
     event.preventDefault();
     const words = Object.fromEntries(new URL(link.getAttribute("href"), window.location.href).searchParams);
-    const page = words.view || "overview";
+    const page = words.view || FIRST;
     if (words.dict !== undefined && words.dict !== dictionary) {
       dictionary = words.dict;
       memory = {};

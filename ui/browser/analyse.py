@@ -19,7 +19,8 @@ ALONE, SECOND, MODEL = "Nothing", "The second text", "The model of "
 def build(work: Workspace) -> Page:
     """Builds the page; its words are `text`, `compare`, `target`, `contrast`, `position`, `beside` and `methods`, names
     with commas."""
-    shelf, known = work.shelf, view.methods()
+    shelf, known = work.shelf, view.methods(work.shelf.has_features)
+    usual = [name for name in view.DEFAULT if name in known.values()]
     with gr.Row():
         text = gr.Textbox(EXAMPLE, label="Text", lines=3, max_lines=8, elem_id="analyse-text", scale=1, min_width=280)
         compare = gr.Textbox(
@@ -39,9 +40,7 @@ def build(work: Workspace) -> Page:
         beside = gr.Dropdown(
             [ALONE, SECOND, *others], value=ALONE, label="Beside it", elem_id="analyse-beside", min_width=160
         )
-    methods = gr.CheckboxGroup(
-        list(known.items()), value=list(view.DEFAULT), label="Methods", elem_id="analyse-methods"
-    )
+    methods = gr.CheckboxGroup(list(known.items()), value=usual, label="Methods", elem_id="analyse-methods")
     with gr.Accordion("Settings of the methods", open=False, elem_id="analyse-settings"), gr.Row():
         values = [_setting(method, key, each) for (method, key), each in view.settings().items()]
     with gr.Row():
@@ -95,7 +94,7 @@ def build(work: Workspace) -> Page:
             words.get("contrast", ""),
             "" if place is None else str(place),
             words.get("beside", "") if words.get("beside", "") in (SECOND, *others) else ALONE,
-            given or list(view.DEFAULT),
+            given or usual,
         ]
 
     def heads(found: list[Any]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -19,12 +20,14 @@ from ui.browser.theme import style, theme
 from ui.browser.workspace import EACH, QUIET, Page, Workspace, bridge, html, refusals, said
 from ui.render.html import asset
 from ui.serving import is_loopback
-from ui.views.shelf import Shelf
+from ui.views.shelf import ModelAlone, Shelf
 
 if TYPE_CHECKING:
     from features import Dictionary
 
 PAGES: tuple[ModuleType, ...] = (overview, features, feature, text, steer, compare, lists, analyse, about)
+ALONE: tuple[ModuleType, ...] = (analyse, about)
+"""Pages of a model without dictionaries."""
 AT_ONCE = 3
 """Answers of one kind that are worked on together: on two cores more of them wait for each other's turns."""
 SWITCH_INTERVAL_S = 0.0005
@@ -51,25 +54,30 @@ HEADER = (
 
 
 def serve(
-    dictionaries: Sequence[Dictionary],
+    dictionaries: Sequence[Dictionary | ModelAlone],
     *,
     host: str,
     port: int,
     auth: tuple[str, str] | None = None,
     limits: Limits | None = None,
+    frames: Sequence[str] = (),
     open_page: bool = False,
     block: bool = True,
 ) -> gr.Blocks:
     """Serves the dictionaries until interrupted, or returns at once where `block` is false.
 
-    `auth` is the name and the password that are asked for.
+    `auth` is the name and the password that are asked for; `frames` are the origins of pages that may frame this one.
     """
     limits = limits or Limits()
     app = build(dictionaries, limits)
     for dictionary in dictionaries:
-        dictionary.read_ahead()
-    dictionaries[0].overview  # noqa: B018  read now and kept, so that the first page opens at once
+        if not isinstance(dictionary, ModelAlone):
+            dictionary.read_ahead()
+    if not isinstance(dictionaries[0], ModelAlone):
+        dictionaries[0].overview  # noqa: B018  read now and kept, so that the first page opens at once
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    hosts = hosts_for(host) if is_loopback(host) else None
+    first = f"window.glassboxFirst = {json.dumps(_pages(dictionaries)[0].NAME)};"
     app.queue(default_concurrency_limit=AT_ONCE, max_size=limits.queue)
     app.launch(
         server_name=host,
@@ -87,10 +95,10 @@ def serve(
         auth=door(auth),
         auth_message="The name and the password that the browser was started with.",
         max_file_size=BODY_BYTES,
-        app_kwargs={"middleware": [Middleware(Guard, hosts=hosts_for(host) if is_loopback(host) else None)]},
+        app_kwargs={"middleware": [Middleware(Guard, hosts=hosts, frames=frames)]},
         theme=theme(),
         css=style(),
-        head="".join(f"<script>{asset(name)}</script>" for name in SCRIPTS),
+        head="".join(f"<script>{script}</script>" for script in (first, *map(asset, SCRIPTS))),
         prevent_thread_lock=True,
     )
     if block:
@@ -106,9 +114,13 @@ def _has_screen() -> bool:
     return not sys.platform.startswith("linux") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
-def build(dictionaries: Sequence[Dictionary], limits: Limits | None = None) -> gr.Blocks:
+def _pages(dictionaries: Sequence[Dictionary | ModelAlone]) -> tuple[ModuleType, ...]:
+    return ALONE if isinstance(dictionaries[0], ModelAlone) else PAGES
+
+
+def build(dictionaries: Sequence[Dictionary | ModelAlone], limits: Limits | None = None) -> gr.Blocks:
     """Builds the application without serving it."""
-    shelf = Shelf(dictionaries)
+    shelf, pages = Shelf(dictionaries), _pages(dictionaries)
     with gr.Blocks(title="Glassbox", analytics_enabled=False, fill_width=True) as app:
         with gr.Row(equal_height=True, elem_id="top"):
             html(HEADER, scale=3)
@@ -121,11 +133,13 @@ def build(dictionaries: Sequence[Dictionary], limits: Limits | None = None) -> g
                 scale=1,
             )
         work = Workspace(shelf, chosen, limits or Limits())
-        api.offer(work)  # first, so that the names are its own: events of pages are named after their functions
-        bridges = {page.NAME: bridge(page.NAME) for page in PAGES}
-        lists.stars(work)
-        with gr.Tabs(selected=PAGES[0].NAME, elem_id="pages") as tabs:
-            for module in PAGES:
+        if shelf.has_features:
+            api.offer(work)  # first, so that the names are its own: events of pages are named after their functions
+        bridges = {page.NAME: bridge(page.NAME) for page in pages}
+        if shelf.has_features:
+            lists.stars(work)
+        with gr.Tabs(selected=pages[0].NAME, elem_id="pages") as tabs:
+            for module in pages:
                 with gr.Tab(module.TITLE, id=module.NAME) as tab:
                     page = module.build(work)
                 tab.select(None, js=f"() => window.glassbox.selected('{module.NAME}')", api_visibility="private")

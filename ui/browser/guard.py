@@ -16,13 +16,14 @@ from __future__ import annotations
 import hmac
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 LOGINS, LOGIN_WINDOW_S = 5, 60.0
 REQUESTS, REQUEST_WINDOW_S = 3000, 10.0
 BODY_BYTES = 2_000_000
 ADDRESSES_KEPT = 10_000
+NOBODY = "'none'"
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 POLICY = "; ".join(
     [
@@ -36,14 +37,8 @@ POLICY = "; ".join(
         "object-src 'none'",
         "base-uri 'self'",
         "form-action 'self'",
-        "frame-ancestors 'none'",
     ]
 )
-HEADERS = [
-    (b"content-security-policy", POLICY.encode()),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -78,11 +73,19 @@ class Throttle:
 
 
 class Guard:
-    """The middleware; `hosts` are names and addresses that requests may be for, or None where any may be."""
+    """The middleware; `hosts` are names and addresses that requests may be for, or None where any may be.
 
-    def __init__(self, app: Any, hosts: frozenset[str] | None = None) -> None:
+    `frames` are the origins of pages that may show this server's in a frame; none by default.
+    """
+
+    def __init__(self, app: Any, hosts: frozenset[str] | None = None, frames: Sequence[str] = ()) -> None:
         self.app = app
         self.hosts = hosts
+        self.headers = [
+            (b"content-security-policy", f"{POLICY}; frame-ancestors {' '.join(frames) or NOBODY}".encode()),
+            (b"x-content-type-options", b"nosniff"),
+            (b"referrer-policy", b"no-referrer"),
+        ]
         self.logins = Throttle(LOGINS, LOGIN_WINDOW_S)
         self.requests = Throttle(REQUESTS, REQUEST_WINDOW_S)
 
@@ -94,7 +97,7 @@ class Guard:
         logs_in = scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/login")
         refused = self._refused(scope, address, logs_in)
         if refused is not None:
-            await _answer(send, *refused)
+            await self._answer(send, *refused)
             return
         self.requests.count(address)
         status = 200
@@ -103,11 +106,11 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), *HEADERS]
+                message["headers"] = [*message.get("headers", []), *self.headers]
             await send(message)
 
         if (taken := await self._run(scope, receive, answered)) is not None:
-            await _answer(send, *taken)
+            await self._answer(send, *taken)
         elif logs_in and status >= 400:
             self.logins.count(address)
 
@@ -151,6 +154,13 @@ class Guard:
             return _too_large()
         return None
 
+    async def _answer(self, send: Send, status: int, text: str, wait_s: float) -> None:
+        headers = [(b"content-type", b"text/plain; charset=utf-8"), *self.headers]
+        if wait_s:
+            headers.append((b"retry-after", str(int(wait_s) + 1).encode()))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": text.encode()})
+
 
 class _TooLargeError(Exception):
     pass
@@ -158,14 +168,6 @@ class _TooLargeError(Exception):
 
 def _too_large() -> tuple[int, str, float]:
     return 413, f"More than {BODY_BYTES:,} bytes were sent: send less.", 0.0
-
-
-async def _answer(send: Send, status: int, text: str, wait_s: float) -> None:
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), *HEADERS]
-    if wait_s:
-        headers.append((b"retry-after", str(int(wait_s) + 1).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": text.encode()})
 
 
 def hosts_for(host: str) -> frozenset[str] | None:

@@ -36,8 +36,8 @@ class Side:
 
 
 @cache
-def methods() -> dict[str, str]:
-    """Returns what can be chosen, by what people read."""
+def methods(features: bool = True) -> dict[str, str]:
+    """Returns what can be chosen, by what people read; `features` where there is a dictionary."""
     from activations.analyses.methods import ATTRIBUTIONS, METHODS
 
     found = {f"Attribution: {len(ATTRIBUTIONS)} methods": "attributions"}
@@ -45,7 +45,7 @@ def methods() -> dict[str, str]:
         runs_by_itself = method.needs_compare and not method.on_request
         if name not in ATTRIBUTIONS and not runs_by_itself and FILES not in method.settings:
             found[render.DRAWINGS[name].heading] = name
-    return found | {"Features of the dictionary": FEATURES}
+    return found | ({"Features of the dictionary": FEATURES} if features else {})
 
 
 @cache

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
+    from activations import LanguageModel
     from features import Dictionary
 
 
-class Shelf:
-    """The opened dictionaries by the name under which the browser shows them."""
+@dataclass(frozen=True)
+class ModelAlone:
+    """A language model without a dictionary: what the pages that need none are shown over."""
 
-    def __init__(self, dictionaries: Sequence[Dictionary]) -> None:
+    name: str
+    lm: LanguageModel
+
+
+class Shelf:
+    """The opened dictionaries by the name under which the browser shows them; or models alone."""
+
+    def __init__(self, dictionaries: Sequence[Dictionary | ModelAlone]) -> None:
         if not dictionaries:
             raise ValueError("no dictionary was given, expected at least one folder: name one")
+        self.has_features = not isinstance(dictionaries[0], ModelAlone)
+        """Whether there are features to show; else only what a model alone can be asked."""
         self.by_name: dict[str, Dictionary] = {}
-        for dictionary in dictionaries:
+        for dictionary in cast("Sequence[Dictionary]", dictionaries):
             name, number = str(dictionary.name), 2
             while name in self.by_name:
                 name, number = f"{dictionary.name} ({number})", number + 1
