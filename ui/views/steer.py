@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from features.side_by_side import SideBySide, SteeringCost
     from features.steering_sweep import SweepPoint
 
-FRAME_INTERVAL_S = 0.05
+FRAME_INTERVAL_S = 0.2
+"""Gradio goes through all components of all pages for a frame: more of them, and nothing else can be clicked."""
 SUGGESTIONS = 8
 Frame = TypeVar("Frame")
 
