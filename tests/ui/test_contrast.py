@@ -28,6 +28,9 @@ PAGES = {
     "analyse": ("?view=analyse", "#analyse-run"),
     "about": ("?view=about", "#about h2"),
 }
+STILL = """() => Promise.all(document.getAnimations()
+    .filter((each) => each.effect.getTiming().iterations !== Infinity)
+    .map((each) => each.finished.catch(() => {})))"""
 FAINT = """() => {
     const pen = Object.assign(document.createElement("canvas"), { width: 1, height: 1 });
     const brush = pen.getContext("2d", { willReadFrequently: true });
@@ -115,6 +118,8 @@ def test_every_page_is_read_without_effort(visit: Visit, scheme: str) -> None:
         for summary in page.locator("button.label-wrap:visible").all():  # closed accordions
             if "open" not in (summary.get_attribute("class") or "").split():
                 summary.click()
+        visit.settle()
+        page.evaluate(STILL)  # what Gradio shows anew is faded in
         visit.keep(f"contrast_{name}_{scheme}")
         pieces, found = faint(page)
         assert pieces > 20
