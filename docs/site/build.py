@@ -67,7 +67,6 @@ def assemble(source: Path, runs: Sequence[Path] = ()) -> None:
     docs = source / "docs"
     shutil.copytree(ROOT / "docs", docs, ignore=shutil.ignore_patterns("site", "*.py", "__pycache__"))
     shutil.copytree(ROOT / "docs" / "tutorials", docs / "tutorials", dirs_exist_ok=True)
-    shutil.copytree(HERE / "static", docs / "site" / "static")
     (source / "configs").mkdir()
     shutil.copy(ROOT / "configs" / "demo.yaml", source / "configs")
     for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"):
@@ -164,7 +163,7 @@ def write_experiments(docs: Path, runs: Sequence[Path]) -> str:
     from sae.experiments import read_experiments
     from ui.render.experiments import write_experiments_page
 
-    # outside of the source, so that Sphinx copies it as it is
+    # a folder that Sphinx copies as it is
     write_experiments_page(read_experiments(runs), docs.parent / "extra" / "docs" / "experiments_page.html")
     frame = '<iframe src="experiments_page.html" title="Experiments" style="width:100%;height:80vh;border:0"></iframe>'
     (docs / "experiments.md").write_text(f"# Experiments\n```{{raw}} html\n{frame}\n```\n", encoding="utf-8")
